@@ -66,7 +66,7 @@ class Chores(msgspec.Struct, frozen=True):
     spare: Callable[[], bool] = lambda: False
 
 
-# SimpleQueue, because a signal handler puts the Stop: its put is reentrant and cannot deadlock.
+# SimpleQueue, the fastest that Python has, because all objects of all lists pass it.
 Inbox = queue.SimpleQueue[Event | Drift | Query | AddressesChanged | DevicesChanged | Stop]
 
 

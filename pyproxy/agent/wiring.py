@@ -122,7 +122,6 @@ def _serve(
                 )
 
         def shut_down() -> None:
-            # A signal may interrupt any line of the main thread; neither call takes a lock.
             health.set_shutting_down()
             inbox.put(Stop())
 

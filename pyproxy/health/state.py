@@ -87,7 +87,7 @@ class Health:
         self._last_heartbeat = self._clock()
 
     def set_shutting_down(self) -> None:
-        """Record that the agent stops. Takes no lock, because a signal handler may call it."""
+        """Record that the agent stops. Any thread; does not block."""
         self._shutting_down = True
 
     def worker_failed(self, name: str, *, restarting: bool) -> None:

@@ -48,6 +48,8 @@ from tests.waiting import PATIENCE, until
 
 SHOP = "shop"
 SITE = "na"
+GRACE = 15.0
+"""Seconds after SIGTERM at which the kubelet kills the agent, by the manifests in deploy/."""
 PODS = {"a1": "10.244.1.11", "a2": "10.244.1.12", "b1": "10.244.2.11", "b2": "10.244.2.12"}
 NETWORKS = (parse_network("10.244.0.0/16"), parse_network("fd10::/16"))
 
@@ -119,13 +121,14 @@ class Process(Agent):
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
-    def ends_within(self, seconds: float) -> int:
+    def ends(self, seconds: float = GRACE) -> int:
+        """Wait for its end and return its status. Raises TimeoutExpired if it takes longer."""
         assert self._process is not None
         return self._process.wait(seconds)
 
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
-        assert self.ends_within(PATIENCE) == -signal.SIGKILL
+        assert self.ends(PATIENCE) == -signal.SIGKILL
 
     def does(self, condition: Callable[[], object], what: str | Callable[[], str]) -> None:
         """Wait for a condition, and fail at once where the agent has ended."""

@@ -23,8 +23,6 @@ from tests.agent.live import Stage, addresses, ask, endpoint_slice, service
 pytestmark = pytest.mark.packets
 
 WEB = "10.96.7.1"
-GRACE = 2.0
-"""Seconds that the agent may take to end."""
 
 
 def load_web(server: ApiServer, *pods: str) -> None:
@@ -39,7 +37,7 @@ def test_a_signal_ends_it_and_leaves_the_rules_in_place(stage: Stage, number: in
         with closing(stage.connect("a2", WEB)) as held:
             before, pod = stage.kernel(), ask(held)
             agent.signal(number)
-            assert agent.ends_within(GRACE) == 0
+            assert agent.ends() == 0
             assert stage.kernel() == before
             assert ask(held) == pod
         assert stage.probe(f"{WEB}:80").reached.keys() == {"a1", "b1"}
@@ -52,7 +50,7 @@ def test_started_again_it_changes_nothing(stage: Stage) -> None:
         with stage.agent(server.url) as first:
             first.does(lambda: stage.health() == 200, "the first commit")
             first.signal(signal.SIGTERM)
-            assert first.ends_within(GRACE) == 0
+            assert first.ends() == 0
         listing = stage.nft("-s", "list", "ruleset")
         with closing(stage.connect("a2", WEB)) as held, stage.commits() as commits:
             pod = ask(held)
@@ -107,7 +105,7 @@ def test_it_ends_in_time_while_the_api_server_hangs(stage: Stage) -> None:
             server.close_watches()
             assert all(hanging.waiting.acquire(timeout=10) for _ in range(3))
             agent.signal(signal.SIGTERM)
-            assert agent.ends_within(GRACE) == 0
+            assert agent.ends() == 0
     assert stage.probe(f"{WEB}:80", tries=4).reached == {"b1": 4}
 
 
@@ -121,7 +119,7 @@ def test_it_ends_in_time_before_the_api_server_has_said_a_word(stage: Stage) -> 
                 connection.settimeout(10)
                 assert connection.recv(4096)
             agent.signal(signal.SIGTERM)
-            assert agent.ends_within(GRACE) == 0
+            assert agent.ends() == 0
 
 
 def test_cleanup_removes_what_is_ours_and_nothing_else(stage: Stage) -> None:

@@ -145,7 +145,7 @@ def test_a_change_is_applied_without_a_gap(stage: Stage, tmp_path: Path) -> None
             assert stage.probe(f"{WEB}:80", who="a2").reached.keys() == {"a1", "b1"}
             assert agent.said().count("applying the changed configuration file") == 2
             agent.signal(signal.SIGTERM)
-            assert agent.ends_within(5) == 0
+            assert agent.ends() == 0
 
 
 def in_force(stage: Stage, field: str, value: object) -> Callable[[], bool]:

@@ -11,10 +11,11 @@ import pytest
 
 from pyproxy.errors import UsageError
 from pyproxy.source import connect as connect_module
+from pyproxy.source import kubernetes
 from pyproxy.source.client import ApiStatusError, Client, UnreachableError
 from pyproxy.source.connect import connect
 from pyproxy.source.kubernetes import KubernetesSource
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 from .kubeconfigs import certificate, exec_plugin, kubeconfig, write
 from .scripted import Exchange, Recorder, quiet, serving
@@ -173,7 +174,10 @@ def test_tls_and_a_client_certificate(tmp_path: Path, pair: tuple[Path, Path]) -
             fetch(connect(write(tmp_path / "anonymous", anonymous), ""))
 
 
-def test_stop_is_prompt_with_tls(tmp_path: Path, pair: tuple[Path, Path]) -> None:
+def test_stop_ends_all_threads_with_tls(
+    tmp_path: Path, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubernetes, "STOP_TIMEOUT", PATIENCE)
     crt, key = pair
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(crt, key)

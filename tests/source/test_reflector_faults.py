@@ -7,12 +7,15 @@ import logging
 import re
 import socket
 import threading
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pyproxy.source import client, kubernetes
 from pyproxy.source.kubernetes import KubernetesSource
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 from .scripted import (
     SERVICES,
@@ -215,15 +218,43 @@ def test_an_invalid_object_among_valid_ones(streams: bool) -> None:
     [quiet, lambda exchange: exchange.hold(), lambda exchange: exchange.fail(500)],
     ids=["quiet", "no answer", "rejections"],
 )
-def test_stop_interrupts_every_wait(script: Script) -> None:
+def test_stop_interrupts_every_wait(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    # By default it gives up after a second, which may be too early on a loaded machine.
+    monkeypatch.setattr(kubernetes, "STOP_TIMEOUT", PATIENCE)
     with serving(script) as server:
         source = KubernetesSource(client_of(server.url), "node-a", Recorder())
         source.start()
         until(lambda: len(server.seen) >= 3)
         source.stop()
-        names = {thread.name for thread in threading.enumerate()}
-        assert not any(name.startswith("source-") for name in names)
+        assert not source_threads()
         source.stop()
+
+
+def test_stop_does_not_wait_for_a_connection_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "CONNECT_TIMEOUT", PATIENCE)
+    # Linux ignores attempts while the queue of accepted connections is full.
+    with closing(socket.create_server(("127.0.0.1", 0), backlog=0)) as full:
+        place = full.getsockname()
+        with closing(socket.create_connection(place)):
+            source = KubernetesSource(client_of(f"http://127.0.0.1:{place[1]}"), "a", Recorder())
+            source.start()
+            until(lambda: connecting_to(place[1]) >= 3)
+            source.stop()
+            assert source_threads()
+    # Without a listener the kernel resets them.
+    until(lambda: not source_threads())
+
+
+def connecting_to(port: int) -> int:
+    """Count the sockets that wait for the second packet of a TCP handshake with a port."""
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    states = [line.split()[2:4] for line in lines]
+    return sum(peer.endswith(f":{port:04X}") and state == "02" for peer, state in states)
+
+
+def source_threads() -> list[str]:
+    names = (thread.name for thread in threading.enumerate())
+    return [name for name in names if name.startswith("source-")]
 
 
 def test_stop_before_start_is_harmless() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import signal
-import threading
 from contextlib import ExitStack
 from pathlib import Path
 
 from pyproxy.errors import UsageError
 from pyproxy_lab.apiserver.settings import DEFAULT_CLUSTER_IPS, Network, Settings
+
+_ENDINGS = (signal.SIGTERM, signal.SIGINT)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,9 +48,9 @@ def run(args: argparse.Namespace) -> int:
     # --help does not wait for aiohttp.
     from pyproxy_lab.apiserver.server import ApiServer  # noqa: PLC0415
 
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
+    # Blocked in all threads, so that they wait for `sigwait`. A handler may run too late: Python
+    # cannot interrupt a wait of the main thread that begins when the signal arrives.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDINGS)
     with ExitStack() as stack:
         server = stack.enter_context(ApiServer.running(settings))
         if args.controllers:
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
             stack.enter_context(Controller.running(server.url, settings.token))
         print(f"serving {server.url}", flush=True)
-        ended.wait()
+        signal.sigwait(_ENDINGS)
     return 0
 
 
