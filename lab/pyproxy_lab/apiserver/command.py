@@ -48,10 +48,11 @@ def run(args: argparse.Namespace) -> int:
     # --help does not wait for aiohttp.
     from pyproxy_lab.apiserver.server import ApiServer  # noqa: PLC0415
 
-    # Blocked in all threads, so that they wait for `sigwait`. A handler may run too late: Python
-    # cannot interrupt a wait of the main thread that begins when the signal arrives.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDINGS)
     with ExitStack() as stack:
+        # Blocked in all threads, so that they wait for `sigwait`. A handler may run too late: Python
+        # cannot interrupt a wait of the main thread that begins when the signal arrives.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDINGS)
+        stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
         server = stack.enter_context(ApiServer.running(settings))
         if args.controllers:
             from pyproxy_lab.endpointslice_controller import Controller  # noqa: PLC0415

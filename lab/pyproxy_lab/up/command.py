@@ -246,13 +246,14 @@ def _interruptible() -> Iterator[None]:
         _uninterruptible()
         raise KeyboardInterrupt
 
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDINGS)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDINGS)
     before = {number: signal.signal(number, interrupt) for number in _ENDINGS}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _uninterruptible() -> None:

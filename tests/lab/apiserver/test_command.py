@@ -41,8 +41,10 @@ def run(*flags: str) -> int:
     ],
 )
 def test_a_bad_flag_is_a_usage_error(flags: tuple[str, ...]) -> None:
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     with pytest.raises(UsageError, match=f"lab apiserver: {flags[-2]}|lab apiserver: --tls"):
         run(*flags)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == blocked
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
