@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterable, Iterator, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Set
 from typing import cast
 
 import msgspec
@@ -27,16 +27,23 @@ class ClusterState:
     `pending` are the changes that are not yet routed. A Service of more than `large_rows` rows, and
     one in `costly`, is pending as a large one. `node_addresses` is the number of frontends that
     a node port has in each family.
+
+    `decoded` is called with each deferred slice that has a problem, or with what makes it
+    undecodable, as soon as it is decoded: that is before any later event of the same slice.
     """
 
-    def __init__(self, large_rows: int = sys.maxsize) -> None:
+    def __init__(
+        self,
+        large_rows: int = sys.maxsize,
+        decoded: Callable[[Upsert | InvalidObject], None] = lambda _: None,
+    ) -> None:
         self.services: dict[ObjectName, Service] = {}
         self._slices: _HeldSlices = {}
         self.node: Node | None = None
         self._by_service: dict[ObjectName, _HeldSlices] = {}
-        # Whether slices may be deferred, and what completing them found.
+        self._decoded = decoded
+        # Whether slices may be deferred.
         self._defers = False
-        self._late: list[Upsert | InvalidObject] = []
         self._synced: set[Kind] = set()
         self.has_synced = False
         """Whether all lists have been read once, so that a missing object does not exist."""
@@ -66,15 +73,10 @@ class ClusterState:
             self._complete(service, found)
         return cast("_Slices", found).values()
 
-    def settle(self) -> Iterable[Upsert | InvalidObject]:
-        """Decode all slices that are deferred, as after the first sync.
-
-        Return the slices with problems among all that were deferred, and the undecodable ones.
-        """
+    def settle(self) -> None:
+        """Decode all slices that are deferred, as after the first sync."""
         if self._defers:
             _ = self.slices
-        late, self._late = self._late, []
-        return late
 
     def _complete(self, service: ObjectName, held: _HeldSlices) -> None:
         """Decode the deferred slices of a Service; one that cannot be decoded does not exist."""
@@ -84,12 +86,12 @@ class ClusterState:
             new, rows = part.complete(), 0
             if isinstance(new, Problem):
                 del held[name], self._slices[name]
-                self._late.append(InvalidObject(new))
+                self._decoded(InvalidObject(new))
             else:
                 held[name] = self._slices[name] = new
                 rows = len(new.endpoints)
                 if new.problems:
-                    self._late.append(Upsert(new))
+                    self._decoded(Upsert(new))
             if rows != len(part.entries):
                 self._endpoints[service] += rows - len(part.entries)
         if not held:

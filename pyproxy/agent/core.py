@@ -53,7 +53,7 @@ class Agent(Generic[P]):
         observers: Observers,
     ) -> None:
         limits = dataplane.step_limits
-        self.cluster_state = ClusterState(limits.large)
+        self.cluster_state = ClusterState(limits.large, self._note_late)
         self._dataplane = dataplane
         self._node_rules = node_rules
         self._backoff = backoff
@@ -115,6 +115,11 @@ class Agent(Generic[P]):
             self._observers.metrics.changes.queued(changed, self._observers.wall_clock())
         if was_idle and (not self._has_committed or self._steps):
             self._observers.health.queued()
+
+    def _note_late(self, event: Event) -> None:
+        # Before a sync ends, because it may fail, and from queries too.
+        self._event_problems.note(event)
+        self._event_problems.count()
 
     def due(self) -> float | None:
         """Return the monotonic time for the next sync, None if there is nothing to do."""
@@ -222,8 +227,7 @@ class Agent(Generic[P]):
             self.timeline.activities.note(Activity.FAILED_SYNC, began)
             return
         self._has_committed = True
-        for late in self.cluster_state.settle():
-            self._event_problems.note(late)
+        self.cluster_state.settle()
         # Only the rows of a step without changes are all repairs.
         repair = self._read_back(plan, is_pure=not step.written) if full else None
         self._succeeded(step, failures, times, full=full, repair=repair)

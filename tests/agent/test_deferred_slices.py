@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Callable
+
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyproxy.agent.cluster_state import ClusterState
-from pyproxy.errors import Problem
+from pyproxy.errors import Problem, TransientKernelError
 from pyproxy.model.events import Delete, Event, InvalidObject, Synced, Upsert
-from pyproxy.model.objects import DeferredSlice, Endpoint, EndpointSlice, Kind, ObjectName
+from pyproxy.model.objects import (
+    DeferredSlice,
+    Endpoint,
+    EndpointSlice,
+    Kind,
+    Node,
+    ObjectName,
+    Service,
+)
 from tests.agent.objects import NODE, Stage
 from tests.builders import endpoint_slice, ip, name, service
 from tests.examples import examples
@@ -57,7 +68,7 @@ def test_they_are_programmed_as_any_others() -> None:
 
 
 @pytest.mark.parametrize("of", ["web", "without-a-service"])
-def test_their_problems_are_reported_after_the_first_sync(of: str) -> None:
+def test_their_problems_are_reported_by_the_first_sync(of: str) -> None:
     stage = begun(deferred(of, ["-", "10.244.1.5"]))
     assert stage.agent.problems() == (INVALID,)
 
@@ -75,6 +86,48 @@ def test_a_new_version_of_it_replaces_it() -> None:
     stage.handle_event(endpoint_slice("web", ["10.244.1.5"]))
     stage.settle()
     assert len(stage.dataplane.kernel["endpoints4"]) == 1
+
+
+def fail_a_sync(stage: Stage) -> None:
+    stage.dataplane.trouble.append(TransientKernelError("the kernel is busy", errno.EBUSY))
+    stage.agent.sync()
+
+
+def look_at_all_slices(stage: Stage) -> None:
+    assert stage.agent.cluster_state.slices is not None
+
+
+@pytest.mark.parametrize("decode", [fail_a_sync, look_at_all_slices])
+@pytest.mark.parametrize(("entry", "problem"), [("-", INVALID), ("!", UNDECODABLE)])
+@pytest.mark.parametrize("is_repaired", [True, False])
+def test_its_problem_is_found_at_once_and_ends_with_it(
+    decode: Callable[[Stage], None], entry: str, problem: Problem, is_repaired: bool
+) -> None:
+    """It may be decoded long before the first sync ends."""
+    stage, part = Stage(), deferred("web", [entry], 1)
+    lists: list[tuple[Kind, list[Service | DeferredSlice | Node]]] = [
+        (Kind.SERVICE, [WEB, API]),
+        (Kind.ENDPOINT_SLICE, [part]),
+        (Kind.NODE, [NODE]),
+    ]
+    for kind, objects in lists:
+        for obj in objects:
+            stage.agent.handle_event(Upsert(obj))
+        names = frozenset(
+            ObjectName("", each.name) if isinstance(each, Node) else each.name for each in objects
+        )
+        stage.agent.handle_event(Synced(kind, names))
+    decode(stage)
+    assert stage.agent.problems() == (problem,)
+    assert stage.metrics_by_kind()["EndpointSlice"] == 1
+    repaired = endpoint_slice("web", ["10.244.1.5"], number=1)
+    stage.agent.handle_event(
+        Upsert(repaired) if is_repaired else Delete(Kind.ENDPOINT_SLICE, part.name)
+    )
+    stage.settle()
+    assert stage.agent.problems() == ()
+    assert stage.metrics_by_kind()["EndpointSlice"] == 0
+    assert len(stage.dataplane.kernel.get("endpoints4", ())) == is_repaired
 
 
 STEPS = st.lists(

@@ -49,8 +49,8 @@ def run(args: argparse.Namespace) -> int:
     from pyproxy_lab.apiserver.server import ApiServer  # noqa: PLC0415
 
     with ExitStack() as stack:
-        # Blocked in all threads, so that they wait for `sigwait`. A handler may run too late: Python
-        # cannot interrupt a wait of the main thread that begins when the signal arrives.
+        # Blocked in all threads, so that they wait for `sigwait`. A handler may run too late,
+        # because Python cannot interrupt a wait that begins when the signal arrives.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDINGS)
         stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
         server = stack.enter_context(ApiServer.running(settings))
