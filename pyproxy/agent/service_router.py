@@ -171,7 +171,7 @@ class ServiceRouter:
         Return None if the Service may be another one. It is then routed by the general code, whose
         result for this one would be the same.
         """
-        if len(slices) != 1 or service.health_check_port or self._offload:
+        if len(slices) != 1 or service.health_check_port:
             return None
         (part,) = slices
         routing = route_plain(service, part, self._hostname)
@@ -189,14 +189,19 @@ class ServiceRouter:
             return None
         if self._divided:
             self._divided.discard(name)
-        return routing
+        return self._with_offload(routing) if self._offload else routing
+
+    def _with_offload(self, routing: ServiceRouting) -> ServiceRouting:
+        if routing.affinity_timeout:
+            return routing
+        return msgspec.structs.replace(routing, offload=True)
 
     def _assign(self, bounded: Bounded, node: NodeRouting) -> Assignment:
         service = bounded.service
         slices, unusable = self._filter.endpoints(bounded.slices)
         routing = route_service(service, slices, self._cluster_state.node, self._hostname)
-        if self._offload and not routing.affinity_timeout:
-            routing = msgspec.structs.replace(routing, offload=True)
+        if self._offload:
+            routing = self._with_offload(routing)
         routing, reserved = self._filter.frontends(service, routing, node.node_port_addresses)
         assigned = self._owners.assign(
             service,

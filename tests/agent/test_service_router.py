@@ -67,12 +67,12 @@ EVENTS = st.lists(
 
 
 def outcome(
-    events: list[Event], reserved: Reserved, bounds: ServiceBounds
+    events: list[Event], reserved: Reserved, bounds: ServiceBounds, *, offload: bool
 ) -> tuple[Routings, set[Problem]]:
     """Route each Service after each of its changes; return the last routings, and the problems."""
     problems = ProblemTracker(lambda _: None)
     state = ClusterState()
-    router = ServiceRouter(state, problems, HOST, bounds)
+    router = ServiceRouter(state, problems, HOST, bounds, offload=offload)
     node = NodeRouting(reserved=reserved)
     found: Routings = {}
     for event in events:
@@ -84,11 +84,11 @@ def outcome(
 
 
 @settings(max_examples=examples(300))
-@given(EVENTS, st.sampled_from(RESERVED), st.sampled_from(BOUNDS))
+@given(EVENTS, st.sampled_from(RESERVED), st.sampled_from(BOUNDS), st.booleans())
 def test_the_shorter_way_has_the_same_result(
-    events: list[Event], reserved: Reserved, bounds: ServiceBounds
+    events: list[Event], reserved: Reserved, bounds: ServiceBounds, offload: bool
 ) -> None:
-    found = outcome(FIRST + events, reserved, bounds)
+    found = outcome(FIRST + events, reserved, bounds, offload=offload)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ServiceRouter, "_route_plain", lambda *_: None)
-        assert outcome(FIRST + events, reserved, bounds) == found
+        assert outcome(FIRST + events, reserved, bounds, offload=offload) == found

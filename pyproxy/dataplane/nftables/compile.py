@@ -38,8 +38,6 @@ _SPLIT: Final = Use.SPLIT
 _CLUSTER_IP: Final = Scope.CLUSTER_IP
 _ADDRESS_OFFLOAD = schema.OFFLOAD_SERVICES, schema.DRAINING_ENDPOINTS
 _NODE_OFFLOAD = schema.OFFLOAD_NODE_PORTS, schema.NODE_PORT_DRAINING_ENDPOINTS
-# nft_flow_offload_eval passes all other protocols by.
-_OFFLOADED = (Protocol.TCP, Protocol.UDP)
 _SERVES = (_CLUSTER, _LOCAL, _SPLIT)
 _SERVICES = {family: schema.SERVICES.of(family) for family in Family}
 _NODE_PORTS = {family: schema.NODE_PORTS.of(family) for family in Family}
@@ -56,6 +54,11 @@ _CLUSTER_SLOTS: Final = chains.CLUSTER
 _NO_LEARNING: Mapping[Family, str] = {}
 _FIRST = {chains.CLUSTER: 0, chains.LOCAL: chains.LOCAL_OFFSET}
 _FEW = {which: [_INDEX.pack(first + n) for n in range(32)] for which, first in _FIRST.items()}
+
+
+# nft_flow_offload_eval passes all other protocols by.
+OFFLOADED: Final = (Protocol.TCP, Protocol.UDP)
+"""The protocols of connections that the kernel can offload."""
 
 
 class Boundary(msgspec.Struct, frozen=True):
@@ -193,7 +196,7 @@ def _add_frontend(
     else:
         assert_never(use)
     table.setdefault(services, {})[key] = Tag(target, comment)
-    if routing.offload and backends and port.protocol in _OFFLOADED:
+    if routing.offload and backends and port.protocol in OFFLOADED:
         kinds = _NODE_OFFLOAD if node else _ADDRESS_OFFLOAD
         table.setdefault(kinds[0].of(family), {})[key] = b""
         for backend in port.draining + port.fallback:

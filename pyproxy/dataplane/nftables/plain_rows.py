@@ -13,7 +13,7 @@ from typing import Final
 from pyproxy.dataplane.nft import schema as nft
 from pyproxy.dataplane.nft.rows import PORT_PADDING, SharedRow, frontend_key, packed_comment
 from pyproxy.dataplane.nftables import chains, schema
-from pyproxy.dataplane.nftables.compile import picking_cluster_ip, slot_numbers
+from pyproxy.dataplane.nftables.compile import OFFLOADED, picking_cluster_ip, slot_numbers
 from pyproxy.dataplane.nftables.schema import INDEX_SIZE, TABLE
 from pyproxy.model.address import Family
 from pyproxy.netlink.elements import ElementMessage, add_packed, frame, tag_frame
@@ -31,9 +31,12 @@ class _Elements:
     def __init__(self, family: Family) -> None:
         self.services: list[bytes] = []
         self.endpoints: list[bytes] = []
+        self.offload: list[bytes] = []
         self.cluster_ips: list[bytes] = []
         address = family.bits // 8
         self.key_size = schema.SERVICES.key_size(family)
+        before, *others = frame(self.key_size, 0)
+        self.offload_pieces = before, b"".join(others)
         before, between, behind = frame(self.key_size + INDEX_SIZE, address + 4)
         self.endpoint_pieces = before, between, PORT_PADDING + behind
         self.cluster_ip_before, *others = frame(address, 0)
@@ -57,10 +60,10 @@ class PlainRows:
 
         Rows of endpoints that may reach themselves are left to the caller.
         """
-        if len(routing.ports) != 1 or routing.affinity_timeout or routing.offload:
+        if len(routing.ports) != 1 or routing.affinity_timeout:
             return False
         (port,) = routing.ports
-        if len(port.frontends) != 1:
+        if len(port.frontends) != 1 or (routing.offload and (port.draining or port.fallback)):
             return False
         (only,) = port.frontends
         if only.scope is not _CLUSTER_IP or only.use is not _CLUSTER:
@@ -82,6 +85,9 @@ class PlainRows:
             # There may be more numbers than endpoints.
             for index, backend in zip(numbers, backends, strict=False):
                 found.endpoints.append(before + index + between + backend + behind)
+        if routing.offload and port.protocol in OFFLOADED:
+            before, behind = found.offload_pieces
+            found.offload.append(before + key + behind)
         self.shared.append((_CLUSTER_IPS[family], address))
         found.cluster_ips.append(found.cluster_ip_before + address + found.cluster_ip_behind)
         return True
@@ -92,5 +98,6 @@ class PlainRows:
             yield from chain(
                 add_packed(TABLE, schema.SERVICES.of(family), found.services),
                 add_packed(TABLE, schema.ENDPOINTS.of(family), found.endpoints),
+                add_packed(TABLE, schema.OFFLOAD_SERVICES.of(family), found.offload),
                 add_packed(TABLE, _CLUSTER_IPS[family], found.cluster_ips),
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import msgspec
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +12,7 @@ from pyproxy.dataplane.nft.schema import Table
 from pyproxy.dataplane.nftables.compile import compile_all, hairpin_rows
 from pyproxy.dataplane.nftables.plain_rows import PlainRows
 from pyproxy.dataplane.nftables.plan import targets
-from pyproxy.dataplane.nftables.schema import ENDPOINTS, SERVICES, TABLE
+from pyproxy.dataplane.nftables.schema import ENDPOINTS, OFFLOAD_SERVICES, SERVICES, TABLE
 from pyproxy.model.address import Address, Backend, Family, Port, Protocol
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.elements import Shape, add_elements
@@ -22,7 +21,15 @@ from tests.dataplane.nftables.scenes import Scene, scenes
 from tests.examples import examples
 
 
-def plain(family: Family, number: int, name: str, count: int, protocol: Protocol) -> ServiceRouting:
+def plain(
+    family: Family,
+    number: int,
+    name: str,
+    count: int,
+    protocol: Protocol,
+    *,
+    offload: bool = False,
+) -> ServiceRouting:
     size = family.bits // 8
     backends = [
         Backend(bytes(size - 4) + each.to_bytes(4, "big") + b"\x1f\x90") for each in range(count)
@@ -33,8 +40,10 @@ def plain(family: Family, number: int, name: str, count: int, protocol: Protocol
     port = PortRouting(
         "http" * (number % 2), family, protocol, (frontend,), tuple(backends), (), tuple(backends)
     )
-    return ServiceRouting(ObjectName("shop", name), (port,))
+    return ServiceRouting(ObjectName("shop", name), (port,), offload=offload)
 
+
+KINDS = (SERVICES, ENDPOINTS, OFFLOAD_SERVICES, nft.CLUSTER_IPS)
 
 ROUTINGS = st.lists(
     st.builds(
@@ -45,6 +54,7 @@ ROUTINGS = st.lists(
         # A message has 1,150 endpoints with IPv4.
         st.sampled_from([1, 2, 3, 33, 2_000]),
         st.sampled_from(list(Protocol)),
+        offload=st.booleans(),
     ),
     max_size=20,
     unique_by=lambda each: each.ports[0].frontends[0].address,
@@ -59,7 +69,7 @@ def test_the_messages_are_those_of_the_rows(routings: list[ServiceRouting]) -> N
     compiled = compile_all(routings, NodeRouting(), 10_000)
     wanted: list[bytes] = []
     for family in Family:
-        for kind in (SERVICES, ENDPOINTS, nft.CLUSTER_IPS):
+        for kind in KINDS:
             name = kind.of(family)
             found = compiled.table.get(name, {})
             messages = add_elements(TABLE, name, found, Shape.EXACT) if found else ()
@@ -76,7 +86,7 @@ def test_a_service_of_another_kind_is_left_as_it_is(scene: Scene) -> None:
         rows = PlainRows()
         is_plain = rows.add(routing)
         table: Table = compile_all([routing], NodeRouting(), 10_000).table
-        simple = {kind.of(f) for kind in (SERVICES, ENDPOINTS, nft.CLUSTER_IPS) for f in Family}
+        simple = {kind.of(family) for kind in KINDS for family in Family}
         if is_plain:
             assert table.keys() <= {*simple, *(nft.HAIRPIN.of(family) for family in Family)}
             written = sum(1 for _ in rows.messages())
@@ -85,8 +95,12 @@ def test_a_service_of_another_kind_is_left_as_it_is(scene: Scene) -> None:
             assert not list(rows.messages())
 
 
-@pytest.mark.parametrize("fields", [{"affinity_timeout": 60}, {"offload": True}])
-def test_services_with_more_rows(fields: dict[str, object]) -> None:
-    routing = plain(Family.IPV4, 1, "web", 1, Protocol.TCP)
+def test_services_with_more_rows() -> None:
+    routing = plain(Family.IPV4, 1, "web", 2, Protocol.TCP, offload=True)
+    (port,) = routing.ports
     assert PlainRows().add(routing)
-    assert not PlainRows().add(msgspec.structs.replace(routing, **fields))
+    assert not PlainRows().add(msgspec.structs.replace(routing, affinity_timeout=60))
+    for terminating in ({"draining": port.cluster[:1]}, {"fallback": port.cluster}):
+        # Their connections take no fast path, so they have rows of their own.
+        other = msgspec.structs.replace(port, **terminating)
+        assert not PlainRows().add(msgspec.structs.replace(routing, ports=(other,)))
