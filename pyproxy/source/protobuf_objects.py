@@ -3,10 +3,13 @@
 The results equal those of the JSON that the same server sends. Go's JSON leaves out an empty value
 where its protobuf has it, and the other way round for null, so both become None where the meaning
 is the same. A malformed message raises msgspec.DecodeError, as malformed JSON does.
+
+Facts: Go's encoding/json, for strings that are no UTF-8.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -71,6 +74,9 @@ _UNKNOWN_END = b'\x1a\0"\0'
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _LONGEST_VARINT = 10
 _METADATA, _NAME, _NAMESPACE, _VERSION = 1, 1, 3, 6
+
+# Python's decoder makes one of each byte that is no UTF-8, and none of valid UTF-8.
+_SURROGATE = re.compile("[\udc80-\udcff]")
 
 
 def parse(message: type[Any], data: bytes) -> Any:
@@ -139,7 +145,7 @@ def endpoint(data: bytes) -> wire.Endpoint:
         _conditions(found.conditions),
         _hints(hints) if hints else None,
         found.node_name,
-        found.zone,
+        _text(found.zone),
     )
 
 
@@ -151,10 +157,15 @@ def node(data: bytes) -> wire.Node:
         _meta(obj.metadata),
         kind,
         wire.NodeSpec(
-            spec.pod_cidr, spec.pod_cidrs[:], [wire.Taint(each.key) for each in spec.taints]
+            _text(spec.pod_cidr),
+            [_text(each) for each in spec.pod_cidrs],
+            [wire.Taint(each.key) for each in spec.taints],
         ),
         wire.NodeStatus(
-            [wire.NodeAddress(each.type, each.address) for each in obj.status.addresses]
+            [
+                wire.NodeAddress(_text(each.type), _text(each.address))
+                for each in obj.status.addresses
+            ]
         ),
     )
 
@@ -176,14 +187,14 @@ def legible_identity(data: bytes) -> wire.Identity:
     meta = next((value for number, value in _lengths(data) if number == _METADATA), b"")
     for number, value in _lengths(meta):
         if number in texts:
-            texts[number] = _text(value)
+            texts[number] = _legible(value)
     return wire.Identity(texts[_NAME], texts[_NAMESPACE], texts[_VERSION])
 
 
 def status(data: bytes) -> wire.Status:
     """Decode a Status with its kind. Raises msgspec.DecodeError."""
     kind, obj = _object(_STATUS, data)
-    return wire.Status(kind, obj.message, obj.reason, obj.code)
+    return wire.Status(kind, _text(obj.message), _text(obj.reason), obj.code)
 
 
 def bookmark(data: bytes) -> wire.Meta:
@@ -238,10 +249,13 @@ def _labels(pairs: Any) -> wire.Labels | None:
 def _annotations(pairs: Any) -> wire.Annotations | None:
     if not pairs:
         return None
+    triggered = pairs.get("endpoints.kubernetes.io/last-change-trigger-time")
+    initial_events_end = pairs.get("k8s.io/initial-events-end")
+    ipvs_scheduler = pairs.get("pyproxy.io/ipvs-scheduler")
     return wire.Annotations(
-        pairs.get("endpoints.kubernetes.io/last-change-trigger-time"),
-        pairs.get("k8s.io/initial-events-end"),
-        pairs.get("pyproxy.io/ipvs-scheduler"),
+        None if triggered is None else _text(triggered),
+        None if initial_events_end is None else _text(initial_events_end),
+        None if ipvs_scheduler is None else _text(ipvs_scheduler),
     )
 
 
@@ -304,8 +318,8 @@ def _conditions(data: bytes) -> wire.Conditions:
 def _hints(data: bytes) -> wire.Hints:
     found = parse(_HINTS, data)
     return wire.Hints(
-        [wire.Hint(each.name) for each in found.for_zones],
-        [wire.Hint(each.name) for each in found.for_nodes],
+        [wire.Hint(_text(each.name)) for each in found.for_zones],
+        [wire.Hint(_text(each.name)) for each in found.for_nodes],
     )
 
 
@@ -348,6 +362,16 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _text(data: bytes) -> str:
+    """Decode a string that the server does not validate, with U+FFFD for each invalid byte."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        # `errors="replace"` makes one U+FFFD of several bytes; Go makes one of each.
+        return _SURROGATE.sub("\ufffd", data.decode(errors="surrogateescape"))
+
+
+def _legible(data: bytes) -> str:
+    """Decode a string of an undecodable object; empty if it is no UTF-8."""
     try:
         return data.decode()
     except UnicodeDecodeError:

@@ -2,8 +2,11 @@
 
 The parser skips unknown fields. The items of a list and the object of a watch event are declared as
 bytes, so that a malformed object does not affect the others. So are ports, conditions, times and
-the like, of which a cluster has few different ones, so that each is parsed once. Strings are
-validated as UTF-8.
+the like, of which a cluster has few different ones, so that each is parsed once.
+
+Strings are validated as UTF-8. The API server does not do that: its generated.proto files are
+proto2. So a string that its validation lets through unread is declared as bytes, because any
+client may have written a text that was cut within a character.
 
 Importing this module costs about 50 ms, so it is imported when the first such message arrives.
 
@@ -37,7 +40,11 @@ _SCALARS = {
     _INT64: FieldDescriptorProto.TYPE_INT64,
 }
 _REPEATED = "repeated "
-_MAP = "map<string, string>"
+_MAPS = {"map<string, string>": _STRING, "map<string, bytes>": _BYTES}
+_LABELS, _ANNOTATIONS = _MAPS
+
+_UNCHECKED = _BYTES
+"""A string of any bytes: the API server validates neither its characters nor its encoding."""
 
 _Field: TypeAlias = tuple[int, str] | tuple[int, str, str]
 
@@ -52,7 +59,7 @@ _MESSAGES: dict[str, dict[str, _Field]] = {
     "UnknownList": {"type_meta": (1, "TypeMeta"), "list": (2, "ObjectList")},
     "RawExtension": {"raw": (1, _BYTES)},
     "WatchEvent": {"type": (1, _STRING), "object": (2, "RawExtension")},
-    "Status": {"message": (3, _STRING), "reason": (4, _STRING), "code": (6, _INT32)},
+    "Status": {"message": (3, _UNCHECKED), "reason": (4, _UNCHECKED), "code": (6, _INT32)},
     "Identity": {"name": (1, _STRING), "namespace": (3, _STRING), "resource_version": (6, _STRING)},
     "Identified": {"metadata": (1, "Identity")},
     "Time": {"seconds": (1, _INT64), "nanos": (2, _INT32)},
@@ -63,16 +70,16 @@ _MESSAGES: dict[str, dict[str, _Field]] = {
         "resource_version": (6, _STRING),
         "creation_timestamp": (8, _BYTES),
         "deletion_timestamp": (9, _BYTES),
-        "labels": (11, _MAP),
-        "annotations": (12, _MAP),
+        "labels": (11, _LABELS),
+        "annotations": (12, _ANNOTATIONS),
     },
     # Without the fields that a slice's reader does not use: each costs a call.
     "SliceMeta": {
         "name": (1, _STRING),
         "namespace": (3, _STRING),
         "resource_version": (6, _STRING),
-        "labels": (11, _MAP),
-        "annotations": (12, _MAP),
+        "labels": (11, _LABELS),
+        "annotations": (12, _ANNOTATIONS),
     },
     "Bookmark": {"metadata": (1, "ObjectMeta")},
     "ServicePort": {
@@ -108,13 +115,13 @@ _MESSAGES: dict[str, dict[str, _Field]] = {
         "serving": (2, _BOOL, "true"),
         "terminating": (3, _BOOL, "false"),
     },
-    "Hint": {"name": (1, _STRING)},
+    "Hint": {"name": (1, _UNCHECKED)},
     "Hints": {"for_zones": (1, _REPEATED + "Hint"), "for_nodes": (2, _REPEATED + "Hint")},
     "Endpoint": {
         "addresses": (1, _REPEATED + _STRING),
         "conditions": (2, _BYTES),
         "node_name": (6, _STRING),
-        "zone": (7, _STRING),
+        "zone": (7, _UNCHECKED),
         "hints": (8, _BYTES),
     },
     "SlicePort": {"name": (1, _STRING), "protocol": (2, _STRING), "port": (3, _INT32)},
@@ -128,11 +135,11 @@ _MESSAGES: dict[str, dict[str, _Field]] = {
     },
     "Taint": {"key": (1, _STRING)},
     "NodeSpec": {
-        "pod_cidr": (1, _STRING),
+        "pod_cidr": (1, _UNCHECKED),
         "taints": (5, _REPEATED + "Taint"),
-        "pod_cidrs": (7, _REPEATED + _STRING),
+        "pod_cidrs": (7, _REPEATED + _UNCHECKED),
     },
-    "NodeAddress": {"type": (1, _STRING), "address": (2, _STRING)},
+    "NodeAddress": {"type": (1, _UNCHECKED), "address": (2, _UNCHECKED)},
     "NodeStatus": {"addresses": (5, _REPEATED + "NodeAddress")},
     "Node": {"metadata": (1, "ObjectMeta"), "spec": (2, "NodeSpec"), "status": (3, "NodeStatus")},
 }  # fmt: skip
@@ -144,9 +151,9 @@ def _message(name: str, fields: Mapping[str, _Field]) -> DescriptorProto:
         field = message.field.add(name=field_name, number=number)
         base = kind.removeprefix(_REPEATED)
         field.label = field.LABEL_OPTIONAL if base == kind else field.LABEL_REPEATED
-        if kind == _MAP:
+        if kind in _MAPS:
             base, field.label = f"{name}.{_entry(field_name)}", field.LABEL_REPEATED
-            _add_entry(message, field_name)
+            _add_entry(message, field_name, _MAPS[kind])
         if base in _SCALARS:
             field.type = _SCALARS[base]
         else:
@@ -161,15 +168,15 @@ def _entry(field: str) -> str:
     return f"{field.title()}Entry"
 
 
-def _add_entry(message: DescriptorProto, field: str) -> None:
+def _add_entry(message: DescriptorProto, field: str, values: str) -> None:
     entry = message.nested_type.add(name=_entry(field))
     entry.options.map_entry = True
-    for number, name in enumerate(("key", "value"), start=1):
+    for number, (name, kind) in enumerate((("key", _STRING), ("value", values)), start=1):
         entry.field.add(
             name=name,
             number=number,
             label=FieldDescriptorProto.LABEL_OPTIONAL,
-            type=FieldDescriptorProto.TYPE_STRING,
+            type=_SCALARS[kind],
         )
 
 
