@@ -10,6 +10,9 @@ from contextlib import contextmanager
 PATIENCE = 60.0
 """Seconds after which a condition will not hold even on a loaded machine."""
 
+RESPONSE_TIMEOUT = 10.0
+"""Seconds that one probe waits for a response that must come, on a loaded machine too."""
+
 _PAUSE = 0.02
 """Seconds between checks: many conditions start a thread and a request, which cost CPU time."""
 

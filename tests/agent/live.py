@@ -44,7 +44,7 @@ from pyproxy.policy.endpoints import route_service
 from pyproxy.policy.reserved_frontends import Reserved, ReservedFilter
 from pyproxy.source.decode import decode_object
 from tests.exposition import scraped
-from tests.waiting import PATIENCE, until
+from tests.waiting import PATIENCE, RESPONSE_TIMEOUT, until
 
 SHOP = "shop"
 SITE = "na"
@@ -181,8 +181,11 @@ class Stage:
     def tables(self) -> list[str]:
         return self.nft("list", "tables").splitlines()
 
-    def probe(self, target: str, who: str = "a1", tries: int = 40) -> Outcome:
-        asked = partial(probe, parse_destination(target), tries=tries)
+    def probe(
+        self, target: str, who: str = "a1", tries: int = 40, timeout: float = RESPONSE_TIMEOUT
+    ) -> Outcome:
+        """Connect `tries` times; a caller that expects silence passes a short timeout."""
+        asked = partial(probe, parse_destination(target), tries=tries, timeout=timeout)
         return self.network.namespace(who).call(asked)
 
     def connect(self, who: str, address: str) -> socket.socket:

@@ -135,7 +135,7 @@ def test_cleanup_removes_what_is_ours_and_nothing_else(stage: Stage) -> None:
         assert (done.returncode, done.stderr) == (0, "")
         assert stage.tables() == ["table inet other"]
     assert stage.nft("list", "table", "inet", "other") == theirs
-    assert stage.probe(f"{WEB}:80").dropped
+    assert stage.probe(f"{WEB}:80", timeout=0.6).dropped
 
 
 def test_it_waits_for_an_api_server_that_is_not_there_yet(stage: Stage) -> None:

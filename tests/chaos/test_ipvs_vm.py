@@ -11,7 +11,7 @@ from pyproxy_lab import modes
 from pyproxy_lab.network import Network
 
 from tests.semantics.proxied import Proxied, endpoint_slice, proxied, service
-from tests.waiting import until
+from tests.waiting import RESPONSE_TIMEOUT, until
 
 pytestmark = [pytest.mark.packets, pytest.mark.vm]
 
@@ -83,7 +83,8 @@ def theirs(node: Proxied) -> list[str]:
 
 
 def test_ipvsadm_counts_each_connection_once_at_its_server(node: Proxied) -> None:
-    assert node.once("a2", QUIET, tries=20).reached == {"a1": 10, "b1": 10}
+    seen = node.once("a2", QUIET, tries=20, timeout=RESPONSE_TIMEOUT)
+    assert seen.reached == {"a1": 10, "b1": 10}
     # The kernel sums its per-CPU counters every two seconds.
     until(lambda: counted(node)[QUIET][""] == 20, "the kernel has counted", PATIENCE, pause=0.3)
     assert counted(node)[QUIET] == {"": 20} | dict.fromkeys(PODS.values(), 10)

@@ -24,7 +24,7 @@ from pyproxy.model.destination import parse_destination
 from tests.agent.live import addresses, endpoint_slice, service
 from tests.chaos.objects import create
 from tests.chaos.test_restart import is_healthy
-from tests.waiting import until
+from tests.waiting import RESPONSE_TIMEOUT, until
 
 pytestmark = pytest.mark.packets
 
@@ -84,7 +84,7 @@ def serving(cluster: Cluster, agent: Agent) -> str:
     namespace = cluster.network.namespace(NODE)
     until(lambda: is_healthy(namespace) or agent.status is not None, "the first commit")
     agent.require_alive()
-    ask = partial(probe, parse_destination(f"{ADDRESS}:80"), tries=4)
+    ask = partial(probe, parse_destination(f"{ADDRESS}:80"), tries=4, timeout=RESPONSE_TIMEOUT)
     seen = cluster.network.namespace("a1").call(ask)
     assert seen.reached == {"b1": 4}
     # A repair needs every right: notifications, a read-back, nft and a netlink batch.

@@ -26,6 +26,7 @@ from pyproxy.model.destination import Destination
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
+from tests.waiting import RESPONSE_TIMEOUT
 
 pytestmark = pytest.mark.packets
 
@@ -142,7 +143,7 @@ def test_one_service_s_clients_do_not_push_out_another_s(network: Network, node:
     assert node.learned(ATTACKED) == SHARE
     assert node.refused() == 100 - SHARE
     target = Destination(parse_address(OTHER), Port(53), Protocol.UDP)
-    seen = network.namespace("a2").call(partial(probe, target, tries=8))
+    seen = network.namespace("a2").call(partial(probe, target, tries=8, timeout=RESPONSE_TIMEOUT))
     assert len(seen.reached) == 1
     assert node.learned(OTHER) == 1
 

@@ -16,6 +16,7 @@ from pyproxy_lab.probe import probe
 from pyproxy.model.destination import parse_destination
 from tests.agent.live import endpoint_slice, service
 from tests.inspect.node import NAMESPACE, SITE, CommandResult, InspectedNode
+from tests.waiting import RESPONSE_TIMEOUT
 
 WEB = "10.96.0.10"
 TO = f"{WEB}:80"
@@ -119,7 +120,7 @@ def test_a_usage_error_is_one_line(
 
 @pytest.mark.packets
 def test_an_established_flow_keeps_its_endpoint(web: InspectedNode) -> None:
-    connect = partial(probe, parse_destination(TO), timeout=2.0, source_port=40123)
+    connect = partial(probe, parse_destination(TO), timeout=RESPONSE_TIMEOUT, source_port=40123)
     (name,) = web.cluster.network.namespace("a2").call(connect).reached
     words = ("trace", "--from", "10.244.1.12", "--source-port", "40123", "--to", TO, "-o", "json")
     (outcome,) = web.command(*words).json["outcomes"]

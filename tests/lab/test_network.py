@@ -21,8 +21,12 @@ from pyproxy_lab.relay import relaying
 from pyproxy_lab.topology import API_ADDRESS, numbered_pod
 
 from pyproxy.model.destination import parse_destination
+from tests.waiting import RESPONSE_TIMEOUT
 
 packets = pytest.mark.packets
+
+SILENCE = 0.6
+"""Seconds without a response after which a packet was dropped."""
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +35,11 @@ def network() -> Iterator[Network]:
         yield made
 
 
-def outcome(network: Network, who: str, to: str, tries: int = 4) -> Outcome:
-    return network.namespace(who).call(partial(probe, parse_destination(to), tries=tries))
+def outcome(
+    network: Network, who: str, to: str, tries: int = 4, timeout: float = RESPONSE_TIMEOUT
+) -> Outcome:
+    ask = partial(probe, parse_destination(to), tries=tries, timeout=timeout)
+    return network.namespace(who).call(ask)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +86,7 @@ def test_a_closed_port_refuses(network: Network, who: str, to: str) -> None:
 def test_a_virtual_address_that_nobody_rewrites_is_silent(
     network: Network, who: str, to: str
 ) -> None:
-    assert outcome(network, who, to) == Outcome(dropped=2)
+    assert outcome(network, who, to, timeout=SILENCE) == Outcome(dropped=2)
 
 
 @pytest.mark.parametrize("to", ["192.0.2.1:53/udp", "[2001:db8::1]:53/udp", "192.0.2.1:80"])
@@ -88,21 +95,24 @@ def test_a_sender_is_refused_or_dropped_by_rules_of_its_own_as_by_those_of_other
     network: Network, to: str
 ) -> None:
     client = network.namespace("na")
-    for verdict, seen in (("reject", Outcome(refused=3)), ("drop", Outcome(dropped=2))):
+    for verdict, seen, timeout in (
+        ("reject", Outcome(refused=3), RESPONSE_TIMEOUT),
+        ("drop", Outcome(dropped=2), SILENCE),
+    ):
         rules = [
             "add table inet own",
             "add chain inet own out { type filter hook output priority 0; }",
             f"add rule inet own out th dport {{ 53, 80 }} {verdict}",
         ]
         client.run(["nft", "-f", "-"], text="\n".join(rules))
-        assert outcome(network, "na", to) == seen
+        assert outcome(network, "na", to, timeout=timeout) == seen
         client.run(["nft", "delete", "table", "inet", "own"])
 
 
 @packets
 def test_a_fixed_source_port_is_kept_from_try_to_try(network: Network) -> None:
     target = parse_destination("10.244.2.11:8080/udp")
-    ask = partial(probe, target, tries=3, source_port=40000)
+    ask = partial(probe, target, tries=3, source_port=40000, timeout=RESPONSE_TIMEOUT)
     assert network.namespace("a1").call(ask).reached == {"b1": 3}
 
 
@@ -112,7 +122,7 @@ def test_a_pod_comes_and_goes(network: Network) -> None:
     assert outcome(network, "a1", "10.244.2.77:5678").reached == {"late": 4}
     assert network.addresses("late") == {"10.244.2.77", "fd10:2::77"}
     network.remove_pod("late")
-    assert not outcome(network, "a1", "10.244.2.77:5678").reached
+    assert not outcome(network, "a1", "10.244.2.77:5678", timeout=SILENCE).reached
     with pytest.raises(KeyError):
         network.addresses("late")
 

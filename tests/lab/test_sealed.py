@@ -22,6 +22,7 @@ from pyproxy_lab.servers import Server, Servers
 
 from pyproxy.model.destination import parse_destination
 from tests.namespaces import empty_namespace
+from tests.waiting import RESPONSE_TIMEOUT
 
 pytestmark = pytest.mark.packets
 
@@ -237,7 +238,8 @@ def test_the_machine_leads_packets_outside_where_its_firewall_lets_it(machine: M
     machine.firewall(MASQUERADE)
     before = machine.packets_outside()
     for target in ("192.0.2.1:80", "8.8.8.8:53/udp", "[2001:db8::1]:80"):
-        seen = machine.here.call(partial(probe, parse_destination(target)))
+        ask = partial(probe, parse_destination(target), timeout=RESPONSE_TIMEOUT)
+        seen = machine.here.call(ask)
         assert seen.reached == {"outside": 1}
     assert machine.packets_outside() > before
 
