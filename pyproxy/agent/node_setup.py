@@ -141,6 +141,8 @@ class NodeKernel:
         self._table = table
         self._settings = KernelSettings(root, table)
         self._failed: set[KernelSetting] = set()
+        # Optional ones of modules that are not loaded yet, or that this kernel lacks.
+        self._awaited: set[KernelSetting] = set()
         self._loopback = Loopback(table, self._settings, root)
         # nf_tables' number of transactions when `keep` last read the table.
         self._generation = 0
@@ -166,6 +168,7 @@ class NodeKernel:
                 self._make(setting)
             except FileNotFoundError:
                 if setting.optional:
+                    self._awaited.add(setting)
                     continue
                 missing.append(setting)
                 self._failed.add(setting)
@@ -187,8 +190,10 @@ class NodeKernel:
     def keep(self, settings: Settings) -> None:
         """Undo other programs' changes to the mode's settings, the shield and the memory.
 
-        Idempotent. A failure is logged once, until the setting is right again.
+        Optional settings are written once their module is loaded. Idempotent. A failure is logged
+        once, until the setting is right again.
         """
+        self._make_awaited()
         for setting in of_mode(settings):
             try:
                 self._make(setting)
@@ -263,6 +268,16 @@ class NodeKernel:
         """Close the socket; the table stays."""
         if self._table is not None:
             self._table.close()
+
+    def _make_awaited(self) -> None:
+        for setting in [*self._awaited]:
+            try:
+                self._make(setting)
+            except FileNotFoundError:
+                continue
+            except (OSError, KernelError) as error:
+                log.warning("cannot set %s: %s", setting.name, error_name(error))
+            self._awaited.discard(setting)
 
     def _keep_table(self, settings: Settings) -> None:
         if self._serves_alone:

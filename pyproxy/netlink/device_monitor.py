@@ -6,6 +6,7 @@ same group, in messages of the family AF_BRIDGE.
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 import threading
@@ -13,15 +14,9 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from pyproxy.errors import KernelError
 from pyproxy.netlink.attributes import attribute_map
-from pyproxy.netlink.frames import (
-    HEADER,
-    NLM_F_DUMP,
-    NLMSG_DONE,
-    NLMSG_ERROR,
-    pack_message,
-    read_messages,
-)
+from pyproxy.netlink.frames import HEADER, NLM_F_DUMP, pack_message, read_messages
 from pyproxy.netlink.links import Link, get_link, read_links
 from pyproxy.netlink.requests import Requests
 from pyproxy.netlink.socket_filter import (
@@ -49,6 +44,8 @@ _NEXTHOP = struct.Struct("=HBBi")
 _NUMBER = struct.Struct("=i")
 _RECEIVE_BUFFER = 1 << 20
 _TYPE_AT, _PREFIX_AT = 4, HEADER.size + 1
+_NO_ROUTES = (errno.ENOENT, errno.EOPNOTSUPP, errno.EAFNOSUPPORT)
+"""The kernel has no such table, before its first route, or no such family."""
 
 # A router has a million routes, and each change of one would wake the agent.
 # nlmsg_type is in host order, and the filter loads it in network order.
@@ -92,12 +89,16 @@ class DeviceMonitor:
         self._links: dict[int, Link] = {}
         self._uplinks: frozenset[int] = frozenset()
         self._waiting = StoppableWait()
-        self._has_read = False
+        # False before the first dump, and while what is in memory may lack a change.
+        self._is_complete = False
 
     def devices(self) -> Devices:
-        """Return the present devices. Blocks for two dumps at the first call. KernelError."""
+        """Return the present devices. KernelError.
+
+        Blocks for the dumps of links and routes at the first call, and after an error.
+        """
         with self._lock:
-            if not self._has_read:
+            if not self._is_complete:
                 self._read_all()
             return Devices(tuple(self._links.values()), self._uplinks)
 
@@ -123,10 +124,13 @@ class DeviceMonitor:
         before = self.devices()
         datagrams, lost = self._socket.read_notifications()
         with self._lock:
-            if lost:
+            # Nobody sends these again, so an error leaves all to be read.
+            was_complete, self._is_complete = self._is_complete, False
+            if lost or not was_complete:
                 self._read_all()
             else:
                 self._follow(datagrams)
+            self._is_complete = True
         return self.devices() != before
 
     def _follow(self, datagrams: Iterable[bytes]) -> None:
@@ -138,7 +142,7 @@ class DeviceMonitor:
                 else:
                     routes_changed = True
         if routes_changed:
-            self._read_uplinks()
+            self._uplinks = self._read_uplinks()
 
     def _link_changed(self, kind: int, body: memoryview) -> None:
         # A bridge that loses a port announces its deletion, and the device stays.
@@ -154,38 +158,42 @@ class DeviceMonitor:
         links = {
             link.index: _lasting(link) for link in read_links(self._requests.dump(get_link(0)))
         }
-        self._links = links
-        self._read_uplinks()
-        self._has_read = True
+        self._uplinks, self._links = self._read_uplinks(), links
+        self._is_complete = True
 
-    def _read_uplinks(self) -> None:
-        found = {
+    def _read_uplinks(self) -> frozenset[int]:
+        return frozenset(
             device
             for family in (socket.AF_INET, socket.AF_INET6)
             for device in self._default_devices(family)
-        }
-        self._uplinks = frozenset(found)
+        )
 
     def _default_devices(self, family: int) -> Iterator[int]:
         """Yield the devices of one family's default routes in the table main."""
-        sequence = self._routes.take_sequence()
         head = _RTMSG.pack(family, 0, 0, 0, _RT_TABLE_MAIN, 0, 0, _RTN_UNICAST, 0)
-        self._routes.send(pack_message(_GETROUTE, NLM_F_DUMP, sequence, head))
-        while True:
-            for kind, _, number, _, message in read_messages(self._routes.receive()):
-                if number != sequence:
-                    continue
-                if kind in (NLMSG_DONE, NLMSG_ERROR):
-                    return
-                body = message[HEADER.size :]
-                # A router has a million others. IPv6 dumps its default routes last.
-                if len(body) >= _RTMSG.size and body[1] == 0:
-                    yield from _outgoing(body)
+
+        def pack(sequence: int) -> bytes:
+            return pack_message(_GETROUTE, NLM_F_DUMP, sequence, head)
+
+        try:
+            # A router has a million others, which change during each dump. A default route that
+            # changes meanwhile has a notification of its own.
+            found = self._routes.request(pack, consistent=False, keep=_is_default)
+        except KernelError as error:
+            if error.errno in _NO_ROUTES:
+                return
+            raise
+        for message in found:
+            yield from _outgoing(message[HEADER.size :])
 
 
 def _lasting(link: Link) -> Link:
     """Return a link without its state, which changes more often than what it is."""
     return msgspec.structs.replace(link, up=True, carrier=True, port=None, mtu=0)
+
+
+def _is_default(message: memoryview) -> bool:
+    return len(message) >= HEADER.size + _RTMSG.size and message[_PREFIX_AT] == 0
 
 
 def _outgoing(route: memoryview) -> Iterator[int]:

@@ -167,11 +167,18 @@ class NetlinkSocket:
             else:
                 return found, lost
 
-    def request(self, pack: Callable[[int], bytes], *, consistent: bool = True) -> list[memoryview]:
+    def request(
+        self,
+        pack: Callable[[int], bytes],
+        *,
+        consistent: bool = True,
+        keep: Callable[[memoryview], bool] | None = None,
+    ) -> list[memoryview]:
         """Send one request and return its replies, each a message with its header.
 
         `pack` returns the request's bytes for a sequence number; it has NLM_F_ACK or NLM_F_DUMP.
-        Unless it is to be `consistent`, an interrupted dump is returned like any other.
+        Unless it is to be `consistent`, an interrupted dump is returned like any other. Of many
+        replies, those that `keep` refuses take no memory.
         Raises TransientKernelError if each of several dumps was interrupted by a change.
         """
         for _ in range(_DUMP_ATTEMPTS):
@@ -180,14 +187,16 @@ class NetlinkSocket:
             # A new number for each attempt: replies to the interrupted one may still arrive.
             sequence = self.take_sequence()
             self.send(pack(sequence))
-            replies, interrupted = self._read_replies(sequence)
-            if not (interrupted and (consistent or not replies)):
+            replies, received, interrupted = self._read_replies(sequence, keep)
+            if not (interrupted and (consistent or not received)):
                 return replies
         raise kernel_error(errno.EINTR, "the kernel's tables changed during every dump")
 
-    def _read_replies(self, requested: int) -> tuple[list[memoryview], bool]:
+    def _read_replies(
+        self, requested: int, keep: Callable[[memoryview], bool] | None
+    ) -> tuple[list[memoryview], int, bool]:
         replies: list[memoryview] = []
-        interrupted = False
+        received, interrupted = 0, False
         while True:
             for kind, flags, sequence, _, message in read_messages(self.receive()):
                 if sequence != requested:
@@ -202,12 +211,14 @@ class NetlinkSocket:
                     error = read_error(message, flags, 0)
                 else:
                     # Replies are views into their datagrams: a large dump is not copied.
-                    replies.append(message)
+                    received += 1
+                    if keep is None or keep(message):
+                        replies.append(message)
                     continue
                 if error is None:
-                    return replies, interrupted
+                    return replies, received, interrupted
                 if error.errno == errno.EINTR:
-                    return [], True
+                    return [], 0, True
                 raise kernel_error(error.errno, error.words or f"requesting from {self._purpose}")
 
     def _receive(self, flags: int) -> bytes:

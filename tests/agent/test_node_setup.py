@@ -252,6 +252,29 @@ def test_what_cannot_be_is_told_once_until_it_is_right(
     ]
 
 
+def test_an_optional_setting_is_written_once_its_module_is_loaded(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    offloading = Settings(
+        "n",
+        conntrack=LEAVE,
+        oom_score_adj=0,
+        nftables=NftablesSettings(flow_offload=FlowOffload.SERVICES),
+    )
+    machine = NodeKernel(None, root)
+    machine.apply(offloading)
+    machine.keep(offloading)
+    accounting = root / "proc/sys/net/netfilter/nf_conntrack_acct"
+    accounting.write_text("0\n")
+    machine.keep(offloading)
+    assert accounting.read_text() == "1"
+    # It is not one that a mode needs: who writes it later may.
+    accounting.write_text("0\n")
+    machine.keep(offloading)
+    assert accounting.read_text() == "0\n"
+    assert warnings(caplog) == []
+
+
 @pytest.mark.kernel
 def test_a_kernel_takes_them(network: Network) -> None:
     conntrack = Conntrack(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 
 import pytest
 from pyproxy_lab.namespace import HAS_IPV6, Namespace
 
+from pyproxy.errors import TransientKernelError
 from pyproxy.netlink.device_monitor import DeviceMonitor
 from pyproxy.netlink.links import Link
+from pyproxy.netlink.sockets import NetlinkSocket
 from tests.namespaces import empty_namespace
 from tests.waiting import until
 
@@ -110,6 +114,51 @@ def test_what_was_there_before_is_read_at_the_start(here: Namespace) -> None:
     with closing(here.call(DeviceMonitor)) as monitor:
         assert {"v1", "v2"} <= names(monitor).keys()
         assert uplinks(monitor) == {"v1"}
+
+
+@pytest.mark.parametrize("of", ["devices", "routes"])
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_after_an_error_all_is_read_again(
+    here: Namespace,
+    monitor: DeviceMonitor,
+    monkeypatch: pytest.MonkeyPatch,
+    of: str,
+    is_lost: bool,
+) -> None:
+    """What the kernel has announced once it announces no more."""
+    monitor.devices()
+    here.ip(
+        [
+            "link add v1 type veth peer name v2",
+            "link set v1 up",
+            "addr add 192.0.2.1/24 dev v1",
+            "route add default via 192.0.2.254",
+        ]
+    )
+    with monkeypatch.context() as patch:
+        read, request = NetlinkSocket.read_notifications, NetlinkSocket.request
+
+        def lost(sock: NetlinkSocket) -> tuple[list[bytes], bool]:
+            found, _ = read(sock)
+            return ([], True) if is_lost else (found, False)
+
+        def refused(sock: NetlinkSocket, *arguments: Any, **options: Any) -> list[memoryview]:
+            # Links are read only where notifications were lost.
+            if sock._purpose == of or not is_lost:
+                raise TransientKernelError("no memory", errno.ENOMEM)
+            return request(sock, *arguments, **options)
+
+        patch.setattr(NetlinkSocket, "read_notifications", lost)
+        patch.setattr(NetlinkSocket, "request", refused)
+        with pytest.raises(TransientKernelError):
+            wait_to_end(monitor)
+    assert {"v1", "v2"} <= names(monitor).keys()
+    assert uplinks(monitor) == {"v1"}
+
+
+def test_a_namespace_without_a_table_of_routes_has_no_uplink(here: Namespace) -> None:
+    with closing(here.call(DeviceMonitor)) as monitor:
+        assert uplinks(monitor) == set()
 
 
 def test_a_change_of_state_wakes_nobody_and_the_end_does(

@@ -15,7 +15,7 @@ from pyproxy.model.address import Family, parse_address
 from pyproxy.netlink import rtnetlink
 from pyproxy.netlink.attributes import string
 from pyproxy.netlink.flows import read_flows
-from pyproxy.netlink.frames import NLM_F_ACK_TLVS, NLMSG_DONE, pack_message
+from pyproxy.netlink.frames import NLM_F_ACK_TLVS, NLM_F_DUMP_INTR, NLMSG_DONE, pack_message
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import SUBSYSTEM, delete_table, get_tables
 from pyproxy.netlink.requests import Requests
@@ -65,6 +65,22 @@ def test_a_dump_that_was_interrupted_is_repeated() -> None:
     always = Replayed(*(done(number, errno.EINTR) for number in range(1, 100)))
     with pytest.raises(TransientKernelError):
         always.request(lambda sequence: b"")
+
+
+def test_of_a_dump_that_may_be_interrupted_some_replies_are_kept() -> None:
+    marked = pack_message(0xA0C, NLM_F_DUMP_INTR, 1, b"another")
+    sock = Replayed(part(1) + marked + done(1), part(2) + done(2, errno.EINTR), part(3) + done(3))
+
+    def kept(word: bytes) -> int:
+        replies = sock.request(
+            lambda sequence: b"", consistent=False, keep=lambda reply: bytes(reply[16:]) == word
+        )
+        return len(replies)
+
+    # One without a reply that is kept is no empty one, which would be repeated.
+    assert kept(b"none of these") == 0
+    # What an error ends is not complete.
+    assert kept(b"an element") == 1
 
 
 def test_a_dump_of_flows_that_fails_midway_is_an_error() -> None:

@@ -214,6 +214,8 @@ class NftablesDataplane:
             # Otherwise one was routed again after it was written.
             are_final = len(rest) + len(written.services) == len(services)
             if early.wait() and are_final:
+                # Read before the rest was written.
+                self._ahead = None
                 return self._plan_rest(placed, rest, written, node)
         held = self._read_table()
         options = self._options_for(node)
@@ -358,10 +360,13 @@ class NftablesDataplane:
     def tick(self) -> Drift | None:
         """Delete unused chains, and stale affinities again a second or two after a deletion.
 
+        Try changes of flow offload again that failed.
+
         Return a drift if an audit has ended and found one.
         """
         services = self._committed.services.values()
         self._affinity.tick(services, self._committed.node)
+        self._offload.retry()
         self._writer.chains -= self._unused_chains.delete(
             self._netlink, self._writer.chains, services
         )

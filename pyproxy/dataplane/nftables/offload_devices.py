@@ -50,12 +50,12 @@ class OffloadDevices:
         self._choice = choice
         self._monitor = DeviceMonitor()
 
-    def present(self) -> frozenset[str]:
-        """Return the names of all devices. Blocks at the first call. Raises KernelError."""
-        return frozenset(link.name for link in self._monitor.devices().links)
+    def indices(self) -> dict[str, int]:
+        """Return the indices of all devices by name. May block for dumps. Raises KernelError."""
+        return {link.name: link.index for link in self._monitor.devices().links}
 
     def chosen(self) -> frozenset[str]:
-        """Return the names of the devices to bind. Blocks at the first call. Raises KernelError."""
+        """Return the names of the devices to bind. May block for dumps. Raises KernelError."""
         return choose_devices(self._monitor.devices(), self._choice)
 
     def wait(self) -> bool:
