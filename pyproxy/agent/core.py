@@ -195,7 +195,7 @@ class Agent(Generic[P]):
         except PermissionKernelError:
             raise
         except KernelError as error:
-            # The next change of a device, or an audit, tries again.
+            # A tick, or the next change of a device, tries again.
             log.warning("cannot follow changes of network devices: %s", error)
 
     def sync(self) -> None:
