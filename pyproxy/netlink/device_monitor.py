@@ -124,7 +124,7 @@ class DeviceMonitor:
         before = self.devices()
         datagrams, lost = self._socket.read_notifications()
         with self._lock:
-            # Nobody sends these again, so an error leaves all to be read.
+            # The kernel does not send these again, so an error leaves all to be read.
             was_complete, self._is_complete = self._is_complete, False
             if lost or not was_complete:
                 self._read_all()

@@ -125,7 +125,7 @@ def test_after_an_error_all_is_read_again(
     of: str,
     is_lost: bool,
 ) -> None:
-    """What the kernel has announced once it announces no more."""
+    """The kernel announces no change twice."""
     monitor.devices()
     here.ip(
         [

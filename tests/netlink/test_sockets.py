@@ -79,7 +79,7 @@ def test_of_a_dump_that_may_be_interrupted_some_replies_are_kept() -> None:
 
     # One without a reply that is kept is no empty one, which would be repeated.
     assert kept(b"none of these") == 0
-    # What an error ends is not complete.
+    # A dump that an error ends is not complete.
     assert kept(b"an element") == 1
 
 
