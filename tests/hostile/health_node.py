@@ -18,6 +18,7 @@ from pyproxy.metrics import Metrics
 from pyproxy.model.address import Address
 from tests.exposition import series
 from tests.namespaces import empty_namespace
+from tests.waiting import PATIENCE
 
 NODE, POD, OTHER_POD = "192.0.2.1", "192.0.2.2", "192.0.2.3"
 NODE6, POD6 = "2001:db8::1", "2001:db8::2"
@@ -42,7 +43,7 @@ class HealthNode:
     def get(
         self, where: Namespace, path: str = "/livez", *, host: str = NODE, source: str = ""
     ) -> int:
-        """Return the status of a response, 0 if none comes within 5 s."""
+        """Return the status of a response, 0 if the connection ends without one."""
         return where.call(partial(_get, host, path, source))
 
     def series(self) -> dict[str, float]:
@@ -90,7 +91,9 @@ def health_node(limits: Limits = LIMITS) -> Iterator[HealthNode]:
 def _get(host: str, path: str, source: str) -> int:
     port = METRICS if path == "/metrics" else HEALTH
     from_address = (source, 0) if source else None
-    connection = http.client.HTTPConnection(host, port, timeout=5, source_address=from_address)
+    connection = http.client.HTTPConnection(
+        host, port, timeout=PATIENCE, source_address=from_address
+    )
     with closing(connection):
         try:
             connection.request("GET", path)

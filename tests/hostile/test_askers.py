@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from socketserver import TCPServer
@@ -31,7 +31,7 @@ from tests.agent.objects import HOSTNAME, Stage
 from tests.builders import endpoint_slice, service
 from tests.ui import snapshots
 from tests.ui.snapshots import FakeAgent
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 SERVICES_COUNT = 1_500
 ASKERS = 4
@@ -185,13 +185,28 @@ class Asked:
         self.now = AgentInspector(self.stage.agent, state, about, lambda query: query.run())
 
 
+class CountedFuture(Future[Snapshot]):
+    """A future that counts the threads that have begun to wait for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting = threading.Semaphore(0)
+
+    def result(self, timeout: float | None = None) -> Snapshot:
+        self.waiting.release()
+        return super().result(timeout)
+
+
 def test_askers_that_wait_are_one_query_for_the_agents_thread(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked = Asked()
+    asked, taken = Asked(), CountedFuture()
+    monkeypatch.setattr("pyproxy.agent.queries.Future", lambda: taken)
     with ThreadPoolExecutor(20) as pool:
         waiting = [pool.submit(asked.inspector.snapshot) for _ in range(20)]
-        until(lambda: asked.inbox.qsize() == 1, "the first query arrives")
+        for _ in waiting:
+            assert taken.waiting.acquire(timeout=PATIENCE)
+        assert asked.inbox.qsize() == 1
         # The agent is in its first sync. Meanwhile clients lose patience and ask again.
         monkeypatch.setattr("pyproxy.agent.queries.PATIENCE", 0.001)
         for _ in range(50):

@@ -27,6 +27,7 @@ from tests.waiting import until
 pytestmark = pytest.mark.kernel
 
 IDLE = 600
+CONNECTIONS = 'pyproxy_http_connections_total{listener="health"}'
 
 
 @pytest.fixture
@@ -83,11 +84,11 @@ def test_every_probe_is_answered_during_a_flood(here: HealthNode) -> None:
         assert stdout.readline() == b"ready\n"
         assert [here.get(here.node) for _ in range(100)] == [200] * 100
         assert [here.get(here.pod, source=OTHER_POD) for _ in range(20)] == [200] * 20
+        until(lambda: here.series()[CONNECTIONS] > 2000, "a flood during the probes")
     finally:
         stdin.close()
         process.wait()
         stdout.close()
-    assert here.series()['pyproxy_http_connections_total{listener="health"}'] > 2000
 
 
 def test_the_node_has_an_accept_queue_of_its_own(here: HealthNode) -> None:

@@ -50,7 +50,7 @@ def scrapers(here: HealthNode, count: int) -> Iterator[list[socket.socket]]:
         def connect() -> list[socket.socket]:
             found = []
             for _ in range(count):
-                scraper = socket.create_connection((NODE, METRICS), 5, (POD, 0))
+                scraper = socket.create_connection((NODE, METRICS), PATIENCE, (POD, 0))
                 stack.enter_context(scraper)
                 # A small window, so that the response does not fit in the kernel's buffers.
                 scraper.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
