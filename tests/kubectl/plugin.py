@@ -84,6 +84,17 @@ class Nodes:
     def run(self, *words: str, terminal: bool = False) -> Result:
         return run(*words, "--kubeconfig", str(self.path), terminal=terminal)
 
+    def run_until(self, text: str, *words: str) -> Result:
+        """Run with --timeout 1, and with longer ones until the output has a text.
+
+        Nodes that hang cost the whole timeout, and others may need more than 1 s of a busy machine.
+        """
+        for timeout in ("1", "5", "60"):
+            found = self.run(*words, "--timeout", timeout)
+            if text in found.out:
+                break
+        return found
+
     async def play(self, request: Request, streams: Streams) -> int:
         node = request.pod["spec"]["nodeName"]
         self.containers.add(request.container)

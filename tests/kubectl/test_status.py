@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.kubectl.plugin import Nodes, Reply, node, pod, simulated, status_reply
+from tests.waiting import until
 
 CRASHED: dict[str, Any] = {
     "containerStatuses": [
@@ -53,7 +54,7 @@ def test_healthy_nodes_are_rows_in_natural_order(few: Nodes) -> None:
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [
-        (Reply(hangs=True), "no response within 1 s"),
+        (Reply(hangs=True), "no response within "),
         (Reply(fails="container not found"), "Internal error occurred: container not found"),
         (
             Reply(fails='exec: "pyproxy": executable file not found in $PATH'),
@@ -78,12 +79,13 @@ def test_a_node_without_an_answer_is_a_row_with_the_reason(
     few: Nodes, reply: Reply, reason: str
 ) -> None:
     few.replies["node-2"] = reply
-    found = few.run("status", *(["--timeout", "1"] if reply.hangs else []))
+    healthy = "2 of 3 nodes healthy"
+    found = few.run_until(healthy, "status") if reply.hangs else few.run("status")
     assert found.status == 1
     assert "\x1b" not in found.out
     (row,) = [line for line in found.out.splitlines() if line.startswith("node-2 ")]
     assert reason in row
-    assert "2 of 3 nodes healthy" in found.out
+    assert healthy in found.out
 
 
 @pytest.mark.parametrize(
@@ -191,9 +193,16 @@ def test_a_node_that_hangs_is_not_waited_for_to_the_limit(tmp_path: Path) -> Non
     names = [f"node-{number}" for number in range(1, 21)]
     with simulated(tmp_path, names) as nodes:
         nodes.replies |= {name: Reply(hangs=True) for name in names[:2]}
-        found = nodes.run("status")
-    assert "18 of 20 nodes healthy" in found.out
-    assert re.search(r"2 nodes \(node-1, node-2\): no response within [3-9] s\n", found.out)
+        outputs = [""]
+
+        def is_given_up_early() -> bool:
+            outputs.append(nodes.run("status").out)
+            hanging = r"2 nodes \(node-1, node-2\): no response within [3-9] s\n"
+            healthy = "18 of 20 nodes healthy" in outputs[-1]
+            return healthy and bool(re.search(hanging, outputs[-1]))
+
+        # The limit is 10 s, which a busy machine's healthy nodes may bring about.
+        until(is_given_up_early, lambda: outputs[-1])
 
 
 def test_windows_nodes_are_left_out(few: Nodes) -> None:
