@@ -21,6 +21,7 @@ NAMESPACES = "/run/netns"
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 IP_PKTINFO = 8
 IN6_PKTINFO_SIZE = 20
+BACKLOG = 4096  # the kernel drops handshakes beyond it while the server gets no CPU time
 ANCILLARY_SIZE = 256  # bytes, more than either family's packet information takes
 
 
@@ -42,7 +43,7 @@ class Echo:
         listener = socket.create_server(
             ("::" if both else "", port),
             family=socket.AF_INET6 if both else socket.AF_INET,
-            backlog=512,
+            backlog=BACKLOG,
             dualstack_ipv6=both,
         )
         listener.setblocking(False)
@@ -132,7 +133,7 @@ def sctp_socket(family: int, port: int) -> socket.socket | None:
         bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     bound.bind(("", port))
-    bound.listen(512)
+    bound.listen(BACKLOG)
     bound.setblocking(False)
     return bound
 

@@ -20,7 +20,7 @@ class LoadResult(msgspec.Struct):
     """The results of all connections, set when the load ends."""
 
     answered: int = 0
-    late: int = 0
+    retransmitted: int = 0
     failed: Mapping[str, int] = {}
 
 
@@ -41,7 +41,8 @@ def load(namespace: Namespace, rate: int, to: Sequence[str]) -> Iterator[LoadRes
         yield result
         process.stdin.close()
         last = msgspec.json.decode(process.stdout.read(), type=LoadResult)
-        result.answered, result.late, result.failed = last.answered, last.late, last.failed
+        result.answered, result.failed = last.answered, last.failed
+        result.retransmitted = last.retransmitted
     finally:
         process.kill()
         process.wait()

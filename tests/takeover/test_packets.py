@@ -16,6 +16,7 @@ from pyproxy_lab.network import Network
 from pyproxy.model.destination import parse_destination
 from tests.chaos.load import LoadResult, load
 from tests.semantics.proxied import balanced, endpoint_slice, proxied, service
+from tests.waiting import PATIENCE
 
 from .scenes import MODES, leave, make_foreign, state, without_firewall
 
@@ -64,7 +65,7 @@ def hold(network: Network, stack: ExitStack) -> list[tuple[socket.socket, str]]:
     for who, places in (("a2", WEB), ("ext", (*NODE_PORT, *WEB)), ("na", WEB)):
         for place in places:
             connect = partial(
-                socket.create_connection, parse_destination(place).socket_address, 5.0
+                socket.create_connection, parse_destination(place).socket_address, PATIENCE
             )
             connection = stack.enter_context(network.namespace(who).call(connect))
             held.append((connection, connection.recv(256).decode()))
@@ -80,7 +81,7 @@ def assert_alive(held: list[tuple[socket.socket, str]]) -> None:
 def assert_all_answered(came: list[LoadResult]) -> None:
     for each in came:
         assert not each.failed
-        assert not each.late
+        assert not each.retransmitted
         assert each.answered
 
 

@@ -329,7 +329,7 @@ def test_a_rollout_whose_new_pods_get_the_addresses_of_old_ones(node: OffloadNod
             connections += [node.connect("a2", "10.96.0.7:81") for _ in range(LONG_LIVED // 2)]
             for connection in connections:
                 node.becomes_offloaded(connection)
-    assert (result.failed, result.late) == ({}, 0)
+    assert (result.failed, result.retransmitted) == ({}, 0)
     assert result.answered > NEW_PER_SECOND
     # A packet of a connection that a pod does not know is answered with a reset.
     assert [resets_sent(network, pod.name) for pod in now] == [0, 0, 0]
