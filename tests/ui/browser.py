@@ -6,7 +6,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from playwright.sync_api import Page, Request, sync_playwright
+from playwright.sync_api import Page, Request, expect, sync_playwright
+
+from tests.waiting import PATIENCE
 
 # Without these Chromium connects to Google's hosts; its sandbox does not work for root.
 _ARGUMENTS = [
@@ -18,6 +20,11 @@ _ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+
+
+_MILLISECONDS = 1000
+# Playwright's own limit of five seconds is too short on a loaded machine.
+expect.set_options(timeout=PATIENCE * _MILLISECONDS)
 
 
 def chromium() -> str | None:
@@ -35,12 +42,15 @@ def page(port: int, *, dark: bool = False) -> Iterator[Page]:
             faults.append(f"requested {request.url}")
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=_ARGUMENTS)
+        browser = playwright.chromium.launch(
+            executable_path=chromium(), args=_ARGUMENTS, timeout=PATIENCE * _MILLISECONDS
+        )
         made = browser.new_page(
             base_url=base_url,
             viewport={"width": 1200, "height": 900},
             color_scheme="dark" if dark else "light",
         )
+        made.set_default_timeout(PATIENCE * _MILLISECONDS)
         made.on(
             "console",
             lambda message: faults.append(message.text) if message.type == "error" else None,
