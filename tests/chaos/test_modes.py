@@ -13,7 +13,7 @@ from pyproxy_lab.network import Network
 
 from tests import modes
 from tests.chaos.load import load
-from tests.semantics.proxied import PATIENCE, Proxied, endpoint_slice, proxied, service
+from tests.semantics.proxied import Proxied, endpoint_slice, proxied, service
 
 pytestmark = pytest.mark.packets
 
@@ -56,7 +56,7 @@ def test_removed_rules_are_restored(mode: LabMode, network: Network, tmp_path: P
         node.reaches("a2", WEB[0], "a1", "b1")
         before = lasting(node)
         modes.wipe(mode, network.namespace("na"))
-        node.logs("repaired changes by", patience=2 * PATIENCE)
+        node.logs("repaired changes by")
         for who, places in (("a2", WEB), ("ext", NODE_PORT)):
             for place in places:
                 node.reaches(who, place, "a1", "b1")

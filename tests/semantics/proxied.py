@@ -20,10 +20,7 @@ from pyproxy_lab.topology import TWO_NODES
 
 from pyproxy.model.destination import parse_destination
 from tests import modes
-from tests.waiting import until
-
-PATIENCE = 10.0
-"""Seconds in which what is programmed is met by packets, on a loaded machine too."""
+from tests.waiting import PATIENCE, until
 
 SITE = TWO_NODES.site("na")
 NAMESPACE = "shop"

@@ -12,8 +12,9 @@ import pytest
 from pyproxy_lab.modes import LabMode
 from pyproxy_lab.network import Network
 
+from tests.waiting import PATIENCE
+
 from .proxied import (
-    PATIENCE,
     Object,
     Proxied,
     balanced,

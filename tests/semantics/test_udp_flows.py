@@ -14,7 +14,9 @@ import pytest
 from pyproxy_lab.modes import LabMode
 from pyproxy_lab.network import Network
 
-from .proxied import PATIENCE, Object, Proxied, balanced, endpoint_slice, proxied, service
+from tests.waiting import PATIENCE
+
+from .proxied import Object, Proxied, balanced, endpoint_slice, proxied, service
 
 pytestmark = pytest.mark.packets
 
@@ -101,7 +103,7 @@ def test_a_flow_follows_its_service_although_its_client_sends_on(
             node.is_refused("ext", target, sport=next(_source_ports))
     clients = [Client(node, target) for target in TARGETS]
     for client in clients:
-        assert client.outcome() == (before[0] if before else "refused")
+        client.await_outcome(before[0] if before else "refused")
     # It returns once the agent has committed the change.
     change(node)
     for client in clients:
