@@ -13,7 +13,7 @@ from pyproxy_lab.modes import LabMode
 from pyproxy_lab.namespace import Namespace
 from pyproxy_lab.network import Network
 
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, RESPONSE_TIMEOUT
 
 from .proxied import Proxied, endpoint_slice, proxied, service
 
@@ -102,7 +102,8 @@ def test_loopback_follows_policies_and_affinity(
     with proxied(mode, network, tmp_path / "x", flag, objects=(web, WEB[1])) as node:
         for protocol in ("tcp", "udp"):
             pod = node.single_pod("na", target("127.0.0.1", protocol))
-            assert node.once("na", target("127.0.0.1", protocol), tries=8).reached == {pod: 8}
+            seen = node.once("na", target("127.0.0.1", protocol), tries=8, timeout=RESPONSE_TIMEOUT)
+            assert seen.reached == {pod: 8}
         host_ports = [port | {"port": 9090} for port in SLICE_PORTS]
         for host in ("ha", "hb"):
             node.apply(endpoint_slice("web", host, ports=host_ports))

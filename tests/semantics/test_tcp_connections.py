@@ -13,6 +13,8 @@ from pyproxy_lab.conformance.connections import Connections
 from pyproxy_lab.modes import LabMode
 from pyproxy_lab.network import Network
 
+from tests.waiting import RESPONSE_TIMEOUT
+
 from .proxied import Object, balanced, endpoint_slice, proxied, service
 
 pytestmark = pytest.mark.packets
@@ -53,7 +55,8 @@ def test_tcp_connections_survive_the_agent_and_its_successor(
             for client in ("ext", "a2", "na"):
                 connections.hold(network.namespace(client), client, target)
         node.agent.stop()
-        assert node.once("a2", "10.96.0.1:80").reached == {"a1": 1}
+        seen = node.once("a2", "10.96.0.1:80", timeout=RESPONSE_TIMEOUT)
+        assert seen.reached == {"a1": 1}
         assert connections.broken() == []
         node.apply(*slices("b1"))
         with node.agent:

@@ -30,6 +30,7 @@ from tests.dataplane.nftables.test_upgrade import (
     established,
     slow,
 )
+from tests.waiting import RESPONSE_TIMEOUT
 
 pytestmark = pytest.mark.packets
 
@@ -52,7 +53,8 @@ def test_no_connection_fails_while_older_rules_are_taken_over(
         node, client = network.namespace("na"), network.namespace("a1")
         load_old_rules(node, flavour)
         connections = established(network, stack)
-        before = [client.call(partial(probe, target, tries=4)) for target in AFFINE]
+        ask = [partial(probe, target, tries=4, timeout=RESPONSE_TIMEOUT) for target in AFFINE]
+        before = [client.call(each) for each in ask]
         assert all(len(each.reached) == 1 for each in before)
         results: list[LoadResult] = []
         with ExitStack() as loads, programming(node, flavour) as dataplane:
@@ -71,7 +73,7 @@ def test_no_connection_fails_while_older_rules_are_taken_over(
             connection.sendall(b"?")
             assert connection.recv(256) == response
         # Clients keep the endpoints that the old rules noted.
-        after = [client.call(partial(probe, target, tries=4)) for target in AFFINE]
+        after = [client.call(each) for each in ask]
         assert [each.reached for each in after] == [each.reached for each in before]
         for family in Family:
             assert held(node, flavour, family) == desired(ROUTINGS, NODE, family)

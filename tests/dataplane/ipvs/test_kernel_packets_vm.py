@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,6 +32,7 @@ from pyproxy.model.address import (
 from pyproxy.model.destination import Destination, parse_destination
 from pyproxy.policy.routing import Scope, ServiceRouting
 from tests.dataplane.ipvs.test_dataplane import WEB, service
+from tests.waiting import RESPONSE_TIMEOUT
 
 pytestmark = pytest.mark.vm
 
@@ -79,7 +81,7 @@ class Node:
         return self.network.namespace(name)
 
     def reached(self, name: str, target: Destination, tries: int) -> Counter[str]:
-        seen = self.from_(name).call(lambda: probe(target, tries=tries, timeout=3))
+        seen = self.from_(name).call(lambda: probe(target, tries=tries, timeout=RESPONSE_TIMEOUT))
         assert not seen.refused
         assert not seen.dropped
         return Counter(dict(seen.reached))
@@ -184,7 +186,8 @@ def test_a_held_connection_outlives_its_endpoint_and_new_ones_go_elsewhere(
         node.serve(None)
         node.tick()
         assert held(client) == "b1"
-        assert node.from_("a2").call(lambda: probe(WEB_IP, tries=3, timeout=3)).refused == 3
+        ask = partial(probe, WEB_IP, tries=3, timeout=RESPONSE_TIMEOUT)
+        assert node.from_("a2").call(ask).refused == 3
 
 
 def test_a_client_that_takes_its_port_again_reaches_no_removed_endpoint(node: Node) -> None:

@@ -27,6 +27,7 @@ from pyproxy.model.address import Address, Backend, Family, Port, Protocol, back
 from pyproxy.model.destination import Destination
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
+from tests.waiting import RESPONSE_TIMEOUT
 
 HOME = parse_address("10.96.0.1")
 WEB, OTHER = ObjectName("shop", "web"), ObjectName("shop", "other")
@@ -199,7 +200,8 @@ def test_a_resent_packet_to_a_removed_endpoint_is_not_learned() -> None:
             send()
             for family in Family:
                 target = Destination(parse_address(HOMES[family]), Port(53), Protocol.UDP)
-                assert client.call(partial(probe, target)).reached == {"b1": 1}
+                ask = partial(probe, target, timeout=RESPONSE_TIMEOUT)
+                assert client.call(ask).reached == {"b1": 1}
         finally:
             dataplane.close()
             for flow in flows.values():

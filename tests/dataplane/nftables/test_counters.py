@@ -27,6 +27,7 @@ from pyproxy.policy.routing import ServiceRouting
 from tests.dataplane.nftables.scenes import compiled
 from tests.dataplane.nftables.test_dataplane import held
 from tests.dataplane.nftables.test_kernel_trace import HOME, service
+from tests.waiting import RESPONSE_TIMEOUT
 
 COUNTING = NftablesOptions(endpoint_counters=True)
 PLAIN = NftablesOptions()
@@ -121,7 +122,7 @@ def twenty_times(target: Destination) -> Counter[str]:
     # established flow, which is not looked up.
     reached: Counter[str] = Counter()
     for port in range(20_001, 20_021):
-        reached.update(probe(target, timeout=2.0, source_port=port).reached)
+        reached.update(probe(target, timeout=RESPONSE_TIMEOUT, source_port=port).reached)
     return reached
 
 

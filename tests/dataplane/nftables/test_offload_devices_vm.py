@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import msgspec
@@ -59,12 +60,23 @@ class Node:
 
     def follow(self, *names: str) -> None:
         """Write changes of devices until exactly these are bound."""
+        self.follow_until(
+            lambda: self.state().devices == tuple(sorted(names)),
+            lambda: f"{len(names)} devices are bound: {self.state()}",
+        )
 
-        def bound() -> bool:
+    def follow_until(
+        self,
+        condition: Callable[[], object],
+        what: str | Callable[[], str] = "what was waited for",
+    ) -> None:
+        """Write changes of devices until a condition holds."""
+
+        def holds() -> object:
             self.dataplane.devices_changed()
-            return self.state().devices == tuple(sorted(names))
+            return condition()
 
-        until(bound, lambda: f"{len(names)} devices are bound: {self.state()}", pause=0.1)
+        until(holds, what, pause=0.1)
 
     def serve(self, routing: ServiceRouting) -> int:
         """Change a Service, and return the messages that it took."""
@@ -74,18 +86,27 @@ class Node:
         return self.dataplane.messages_sent - before
 
 
+@contextmanager
+def served(namespace: Namespace, pods: Namespace) -> Iterator[Node]:
+    """Serve in a namespace during the block. As in the agent one thread waits, another writes."""
+    made = Node(namespace, pods)
+    waiting = threading.Thread(target=_wait, args=(made.dataplane,))
+    waiting.start()
+    try:
+        yield made
+    finally:
+        made.dataplane.close()
+        waiting.join()
+
+
 @pytest.fixture
 def node() -> Iterator[Node]:
-    with empty_namespace("devices") as namespace, empty_namespace("pods") as pods:
-        made = Node(namespace, pods)
-        # As the agent does: one thread waits, another writes.
-        waiting = threading.Thread(target=_wait, args=(made.dataplane,))
-        waiting.start()
-        try:
-            yield made
-        finally:
-            made.dataplane.close()
-            waiting.join()
+    with (
+        empty_namespace("devices") as namespace,
+        empty_namespace("pods") as pods,
+        served(namespace, pods) as made,
+    ):
+        yield made
 
 
 def _wait(dataplane: NftablesDataplane) -> None:

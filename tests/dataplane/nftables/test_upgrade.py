@@ -33,6 +33,7 @@ from pyproxy.netlink.nfnetlink import Message, Nfnetlink
 from pyproxy.netlink.nftables import SUBSYSTEM
 from tests.chaos.load import LoadResult, load
 from tests.dataplane.nftables.test_tracer_on_kernel import CASES, NODE_PORT_ADDRESSES, POD_NETWORKS
+from tests.waiting import RESPONSE_TIMEOUT
 
 pytestmark = pytest.mark.packets
 
@@ -147,7 +148,8 @@ def test_no_connection_fails_while_an_older_table_is_taken_over(
         load_old_table(network.namespace("na"))
         connections = established(network, stack)
         client = network.namespace("a1")
-        before = [client.call(partial(probe, target, tries=4)) for target in AFFINE]
+        ask = [partial(probe, target, tries=4, timeout=RESPONSE_TIMEOUT) for target in AFFINE]
+        before = [client.call(each) for each in ask]
         assert all(len(each.reached) == 1 for each in before)
         results: list[LoadResult] = []
         with ExitStack() as loads:
@@ -164,7 +166,7 @@ def test_no_connection_fails_while_an_older_table_is_taken_over(
             connection.sendall(b"?")
             assert connection.recv(256) == response
         # Clients keep the endpoints that the old table taught the kernel.
-        after = [client.call(partial(probe, target, tries=4)) for target in AFFINE]
+        after = [client.call(each) for each in ask]
         assert [each.reached for each in after] == [each.reached for each in before]
 
 
