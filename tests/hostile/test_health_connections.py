@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 from pyproxy_lab.process import pipes
 
+from pyproxy.health import http
 from tests.hostile.health_node import (
     HEALTH,
     LIMITS,
@@ -22,7 +23,7 @@ from tests.hostile.health_node import (
     HealthNode,
     health_node,
 )
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.kernel
 
@@ -43,7 +44,7 @@ def idle_connections(here: HealthNode, count: int) -> Iterator[list[socket.socke
 
         def connect() -> list[socket.socket]:
             return [
-                stack.enter_context(socket.create_connection((NODE, HEALTH), 5, (POD, 0)))
+                stack.enter_context(socket.create_connection((NODE, HEALTH), PATIENCE, (POD, 0)))
                 for _ in range(count)
             ]
 
@@ -51,8 +52,10 @@ def idle_connections(here: HealthNode, count: int) -> Iterator[list[socket.socke
 
 
 def test_idle_connections_leave_the_port_to_others(
-    here: HealthNode, caplog: pytest.LogCaptureFixture
+    here: HealthNode, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A connection that ends meanwhile would not be counted with those that the share ends.
+    monkeypatch.setattr(http, "_HEAD_TIMEOUT", 10 * PATIENCE)
     with idle_connections(here, IDLE):
         share = LIMITS.public.waiting_share
         until(lambda: here.dropped("share") == IDLE - share)

@@ -7,10 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
+from urllib3 import BaseHTTPResponse
 
 from pyproxy.model.events import Synced, Upsert
 from pyproxy.model.objects import Kind, ObjectName, Service
 from pyproxy.source import reflector
+from pyproxy.source.connections import set_read_timeout
 from pyproxy.source.kubernetes import SELECTOR
 from tests.waiting import until
 
@@ -77,21 +79,24 @@ def test_a_streaming_list_and_the_changes_after_it() -> None:
 def test_the_silence_of_a_list_is_not_that_of_the_watch_after_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(reflector, "LISTING_SILENCE", 0.1)
+    silences: list[tuple[float, float]] = []
 
-    def script(exchange: Exchange) -> None:
-        exchange.begin()
-        exchange.events([end_of_list("5")])
-        time.sleep(0.5)
-        exchange.events([("ADDED", a_service("a", "6"))])
-        exchange.hold()
+    def record(response: BaseHTTPResponse, seconds: float) -> None:
+        sock = response.connection.sock  # type: ignore[union-attr]
+        before = sock.gettimeout()
+        set_read_timeout(response, seconds)
+        silences.append((before, sock.gettimeout()))
 
+    monkeypatch.setattr(reflector, "set_read_timeout", record)
+    events = [end_of_list("5"), ("ADDED", a_service("a", "6"))]
     with (
-        serving(services(script)) as server,
-        following(server.url, silence=60.0) as (recorder, _),
+        serving(services(lambda exchange: stream(exchange, *events))) as server,
+        following(server.url, silence=3600.0) as (recorder, _),
     ):
         assert recorder.until(lambda seen: "+a" in seen) == ["=", "+a"]
         assert len(server.requests_for(SERVICES)) == 1
+    # Each kind lists and watches by one response.
+    assert set(silences) == {(reflector.LISTING_SILENCE, 3600.0)}
 
 
 def test_changes_within_a_streaming_list() -> None:
