@@ -57,6 +57,8 @@ class Reply:
     errors: bytes = b""
     status: int = 0
     hangs: bool = False
+    after: int = 0
+    """Commands on other nodes that end before this one."""
     fails: str = ""
     repeat: int = 1
 
@@ -80,6 +82,7 @@ class Nodes:
     replies: dict[str, Reply] = field(default_factory=dict)
     commands: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
     containers: set[str] = field(default_factory=set)
+    ended: int = 0
 
     def run(self, *words: str, terminal: bool = False) -> Result:
         return run(*words, "--kubeconfig", str(self.path), terminal=terminal)
@@ -100,8 +103,16 @@ class Nodes:
         self.containers.add(request.container)
         self.commands.append((node, request.command))
         reply = self.replies.get(node) or status_reply(node)
+        try:
+            return await self._play(reply, streams)
+        finally:
+            self.ended += 1
+
+    async def _play(self, reply: Reply, streams: Streams) -> int:
         if reply.hangs:
             await asyncio.sleep(3600)
+        while self.ended < reply.after:
+            await asyncio.sleep(0.05)
         if reply.fails:
             raise StartError(reply.fails)
         for _ in range(reply.repeat):
