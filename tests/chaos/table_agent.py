@@ -34,10 +34,9 @@ from tests.agent.objects import HOSTNAME, PlannedTable, TableDataplane
 from tests.chaos.objects import numbered_service, numbered_slice
 from tests.exposition import nftables_metrics
 from tests.source.scripted import Pace, client_of
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 Object = dict[str, Any]
-DEADLINE = 20.0
 NETWORK = parse_network("10.244.0.0/16")
 TABLES = ((Kind.SERVICE, SERVICES), (Kind.ENDPOINT_SLICE, ENDPOINT_SLICES), (Kind.NODE, NODES))
 
@@ -106,16 +105,16 @@ class TableAgent:
         finally:
             self.source.stop()
             self.inbox.put(Stop())
-            self._thread.join(DEADLINE)
+            self._thread.join(PATIENCE)
 
-    def until(self, condition: Callable[[], object], what: str, seconds: float = DEADLINE) -> None:
+    def until(self, condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
         def checked() -> object:
             assert self._thread.is_alive(), "the agent's thread has ended"
             return condition()
 
         until(checked, what, seconds)
 
-    def until_equal(self, server: ApiServer, seconds: float = DEADLINE) -> None:
+    def until_equal(self, server: ApiServer, seconds: float = PATIENCE) -> None:
         """Wait until the table has the rows of the server's objects."""
         wanted = desired(server)
         self.until(
