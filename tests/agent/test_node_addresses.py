@@ -115,12 +115,17 @@ def test_an_address_that_another_machine_has_is_not_the_nodes() -> None:
     with empty_namespace("first") as first, empty_namespace("second") as second:
         first.ip(["link add eth0 type veth peer name eth1", f"link set eth1 netns {second.name}"])
         first.ip(["addr add fd55::1/64 dev eth0 nodad", "link set eth0 up"])
+        # On this device the detection does not end during the test.
+        second.ip(["link add eth2 type veth peer name eth3"])
+        second.sysctl({"ipv6/conf/eth2/dad_transmits": 10_000})
+        second.ip([*(f"link set {device} up" for device in ("eth2", "eth3"))])
+        # optimistic_dad is off, so an address is not used before the detection is over.
+        second.ip(["addr add fd56::1/64 dev eth2"])
+        assert second.call(local_addresses) == ()
         with closing(second.call(LocalAddressMonitor)) as watch:
             second.ip(["link set eth1 up"])
             assert ip("fd55::1") in first.call(local_addresses)
-            # optimistic_dad is off, so this one is not used before the detection is over.
             second.ip(["addr add fd55::1/64 dev eth1", "addr add fd55::2/64 dev eth1"])
-            assert second.call(local_addresses) == ()
             until(lambda: second.call(local_addresses) == (ip("fd55::2"),))
             assert watch.changed()
         assert ip("fd55::1") not in second.call(local_addresses)
