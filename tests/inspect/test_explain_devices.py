@@ -241,7 +241,8 @@ def planted(node: InspectedNode, fault: Fault) -> Iterator[None]:
             with contextlib.suppress(LabError):
                 run(node, command)
         # A next hop that did not answer meanwhile would stay one that failed.
-        run(node, "ip neigh flush dev eth0")
+        for device in ("eth0", "cbr0"):
+            run(node, f"ip neigh flush dev {device}")
 
 
 def explained(node: InspectedNode, fault: Fault) -> CommandResult:

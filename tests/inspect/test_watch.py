@@ -18,6 +18,7 @@ from pyproxy.model.objects import ObjectName
 from pyproxy.policy.routing import ServiceRouting
 from tests.agent.live import endpoint_slice, service
 from tests.inspect.node import NAMESPACE, InspectedNode
+from tests.waiting import PATIENCE
 
 WEB = ObjectName(NAMESPACE, "web")
 NOTHING = ServiceRouting(WEB, ())
@@ -41,9 +42,14 @@ def test_a_change_has_its_latency(node: InspectedNode) -> None:
 
     thread = threading.Thread(target=listen, daemon=True)
     thread.start()
-    node.wait_programmed()  # from here on the stream is open
+
+    def is_open() -> bool:
+        node.wait_programmed()  # it makes changes
+        return not received.empty()
+
+    node.until(is_open, "the stream is open")
     node.create(service("web", "10.96.0.40"), endpoint_slice("web", ["10.244.1.11"]))
-    thread.join(10)
+    thread.join(PATIENCE)
     changes = [received.get_nowait() for _ in range(received.qsize())]
     (web,) = (change for change in changes if change.service == "shop/web")
     assert web.type == "added"

@@ -73,6 +73,17 @@ class Footprint(msgspec.Struct, frozen=True):
             len(os.listdir(f"/proc/{pid}/fd")),
         )
 
+    def growth(self, before: Footprint) -> list[str]:
+        """Return a line for each resource that grew more than it may."""
+        found = []
+        if self.memory > before.memory * (1 + GROWTH):
+            found.append(f"memory grew from {before.memory >> 20} to {self.memory >> 20} MiB")
+        if self.threads > before.threads:
+            found.append(f"threads grew from {before.threads} to {self.threads}")
+        if self.descriptors > before.descriptors:
+            found.append(f"descriptors grew from {before.descriptors} to {self.descriptors}")
+        return found
+
 
 class Result(msgspec.Struct, frozen=True):
     """How a soak went; `equal` is true if the kernel held the desired state at the end."""
@@ -87,14 +98,8 @@ class Result(msgspec.Struct, frozen=True):
 
     def failures(self) -> list[str]:
         """Return a line for each requirement that is not met."""
-        before, after = self.before, self.after
         found = [] if self.equal else ["the kernel does not hold the desired state"]
-        if after.memory > before.memory * (1 + GROWTH):
-            found.append(f"memory grew from {before.memory >> 20} to {after.memory >> 20} MiB")
-        if after.threads > before.threads:
-            found.append(f"threads grew from {before.threads} to {after.threads}")
-        if after.descriptors > before.descriptors:
-            found.append(f"descriptors grew from {before.descriptors} to {after.descriptors}")
+        found += self.after.growth(self.before)
         if self.status:
             found.append(f"the agent ended with status {self.status}")
         return found
@@ -202,7 +207,7 @@ def run(seconds: float, seed: int, report: Callable[[str], None] = lambda _: Non
         before = _at_rest(stage, server, agent, chaos)
         report(f"after the warm-up: {before}")
         _go_on(seconds * 5 / 6, cluster, chaos, random)
-        after = _at_rest(stage, server, agent, chaos)
+        after = _at_rest(stage, server, agent, chaos, before)
         equal = stage.kernel() == stage.desired(server)
         agent.require_alive()
         agent.stop()
@@ -229,14 +234,19 @@ def _go_on(seconds: float, cluster: Cluster, chaos: Chaos, random: Random) -> No
         time.sleep(_TICK)
 
 
-def _at_rest(stage: Stage, server: ApiServer, agent: Process, chaos: Chaos) -> Footprint:
-    """Wait until the kernel is as it should be and all connections are as few as they were."""
+def _at_rest(
+    stage: Stage, server: ApiServer, agent: Process, chaos: Chaos, before: Footprint | None = None
+) -> Footprint:
+    """Wait until the kernel is as it should be and all resources are as few as they were."""
     chaos.end()
     deadline = time.monotonic() + _SETTLE
     while time.monotonic() < deadline:
         agent.require_alive()
         if server.watch_count == 3 and stage.kernel() == stage.desired(server):
-            break
+            found = Footprint.of(agent.pid)
+            # The thread and the descriptor of a connection end a little after the connection.
+            if before is None or not found.growth(before):
+                return found
         time.sleep(_TICK)
     return Footprint.of(agent.pid)
 
