@@ -25,13 +25,13 @@ _MOST_LINES = 20
 class AffinityRefusals:
     """Reads the connections whose client could not be remembered, and names their Services.
 
-    `read` counts them by Service, each count since some time of the recent past. `clock` is in
-    seconds. All but `collect` belong to the agent's thread.
+    `read` counts them by Service and frontend, each count since some time of the recent past.
+    `clock` is in seconds. All but `collect` belong to the agent's thread.
     """
 
     def __init__(
         self,
-        read: Callable[[], Mapping[ObjectName, int]],
+        read: Callable[[], Mapping[ObjectName, Mapping[bytes, int]]],
         report: Callable[[Problem], None],
         clock: Callable[[], float],
     ) -> None:
@@ -39,7 +39,7 @@ class AffinityRefusals:
         self._report = report
         self._clock = clock
         self._next = 0.0
-        self._seen: Mapping[ObjectName, int] = {}
+        self._seen: Mapping[ObjectName, Mapping[bytes, int]] = {}
         self._logged: dict[ObjectName, float] = {}
         self._total = 0
 
@@ -62,11 +62,7 @@ class AffinityRefusals:
         except KernelError as error:
             log.debug("cannot read refused clients of session affinity: %s", error)
             return
-        # The kernel drops a counter when nothing was refused for a while, and starts a new one.
-        grown = {
-            name: count - (before if (before := self._seen.get(name, 0)) <= count else 0)
-            for name, count in found.items()
-        }
+        grown = {name: _growth(self._seen.get(name, {}), counts) for name, counts in found.items()}
         self._seen = found
         self._total += sum(grown.values())
         self._log({name: count for name, count in grown.items() if count}, now)
@@ -88,3 +84,11 @@ class AffinityRefusals:
             self._report(problem)
         if len(new) > _MOST_LINES:
             log.warning("session affinity is full for %d more Services", len(new) - _MOST_LINES)
+
+
+def _growth(before: Mapping[bytes, int], now: Mapping[bytes, int]) -> int:
+    # The kernel drops a counter when nothing was refused for a while, and starts a new one.
+    return sum(
+        count - (known if (known := before.get(key, 0)) <= count else 0)
+        for key, count in now.items()
+    )

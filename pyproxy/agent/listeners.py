@@ -29,7 +29,7 @@ class Flows:
         # Node addresses first: the reconciler resolves node ports of the routings against them.
         self._reconciler.node_addresses(commit.node_port_addresses)
         if commit.full:
-            self._reconciler.full(filter(None, commit.written.values()))
+            self._reconciler.full(filter(None, commit.written.values()), commit.rejected)
         else:
             self._reconciler.changed(commit.written)
             if commit.repair is not None:

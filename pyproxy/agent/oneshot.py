@@ -101,7 +101,7 @@ class NullDataplane:
         """Find no difference."""
         return ()
 
-    def refused_clients(self) -> Mapping[ObjectName, int]:
+    def refused_clients(self) -> Mapping[ObjectName, Mapping[bytes, int]]:
         """Return nothing."""
         return {}
 

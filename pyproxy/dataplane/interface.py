@@ -262,9 +262,10 @@ class Writer(Protocol[P]):
         """
         ...
 
-    def refused_clients(self) -> Mapping[ObjectName, int]:
-        """Count each Service's connections of late that session affinity could not remember.
+    def refused_clients(self) -> Mapping[ObjectName, Mapping[bytes, int]]:
+        """Count connections of late that session affinity could not remember.
 
+        By Service, and by its frontends in any form. A count that falls began anew.
         Their clients are balanced as without affinity. Empty if the mode has no bound for each
         Service. Blocks for a request; idempotent. Raises KernelError.
         """

@@ -143,7 +143,7 @@ class TableDataplane:
     def check_base_rules(self, node: NodeRouting) -> tuple[str, ...]:
         return ()
 
-    def refused_clients(self) -> Mapping[ObjectName, int]:
+    def refused_clients(self) -> Mapping[ObjectName, Mapping[bytes, int]]:
         return {}
 
     def wait_for_devices(self) -> bool:

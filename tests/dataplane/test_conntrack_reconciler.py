@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from pyproxy.dataplane.conntrack import Reconciler
-from pyproxy.dataplane.conntrack.recheck_queue import LAST_DELAY, RETRY_DELAYS, SECOND_SWEEP
+from pyproxy.dataplane.conntrack.frontends import FrontendKey
+from pyproxy.dataplane.conntrack.recheck_queue import (
+    LAST_DELAY,
+    RETRY_DELAYS,
+    SECOND_SWEEP,
+    RecheckQueue,
+)
 from pyproxy.model.address import Backend, Family, Port, Protocol, parse_address
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.conntrack import Conntrack
 from pyproxy.netlink.flows import Flow
+from pyproxy.policy.parts import parts
 from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
 from tests.dataplane.conntrack_service import (
     CLIENTS,
@@ -186,8 +193,15 @@ def test_an_entry_that_appears_late_is_found_by_the_second_sweep(
     assert left(table) == set()
 
 
+@pytest.fixture(params=[1_000, 0], ids=["each address", "each node port"])
+def many(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queue each address and node port by itself, or each node port on all addresses."""
+    monkeypatch.setattr("pyproxy.dataplane.conntrack.reconciler._MOST_KEYS", request.param)
+
+
+@pytest.mark.usefixtures("many")
 def test_flows_to_an_address_that_left_the_node_are_deleted(
-    table: Conntrack, reconciler: Reconciler
+    table: Conntrack, reconciler: Reconciler, clock: Clock
 ) -> None:
     family = Family.IPV4
     to = goal(family, Scope.NODE_PORT)
@@ -195,11 +209,65 @@ def test_flows_to_an_address_that_left_the_node_are_deleted(
     insert([Entry(place(CLIENTS[family], 40000), to, pod(family, 1))])
     reconciler.step()
     assert len(left(table)) == 1
+    other = Entry(place(CLIENTS[family], 40001), Backend(to[:-2] + b"\1\1"), pod(family, 1))
+    insert([other])
     reconciler.node_addresses(())
+    # The second sweep finds one that came late.
+    for number in range(2):
+        insert([Entry(place(CLIENTS[family], 40002 + number), to, pod(family, 1))])
+        reconciler.step()
+        assert left(table) == {(other.to, pod(family, 1))}
+        clock.now += SECOND_SWEEP
+    # Another node may have the address now.
+    insert([Entry(place(CLIENTS[family], 40010), to, pod(family, 1))])
+    reconciler.recheck()
+    reconciler.step()
+    assert len(left(table)) == 2
+
+
+def test_a_node_of_many_addresses_costs_a_key_for_each_node_port(
+    reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reconciler.full([routing([1])])
+    queued: list[int] = []
+
+    def add(queue: RecheckQueue, keys: Iterable[FrontendKey], now: float) -> None:
+        queued.append(len(list(keys)))
+
+    monkeypatch.setattr(RecheckQueue, "add", add)
+    many = [parse_address(f"10.9.{number >> 8}.{number & 255}") for number in range(2_000)]
+    reconciler.node_addresses([*NODE, *many])
+    reconciler.node_addresses(NODE)
+    # One of each family.
+    assert queued == [2, 2]
+
+
+def test_the_flows_of_a_service_that_the_kernel_rejected_stay(
+    table: Conntrack, reconciler: Reconciler, clock: Clock
+) -> None:
+    family = Family.IPV4
+    part = parts(routing([1]))
+    other = ObjectName("shop", "gone")
+    to = goal(family, Scope.CLUSTER_IP)
+    reconciler.full([routing([1])])
+    insert([Entry(place(CLIENTS[family], 40000), to, pod(family, 1))])
+    for kept in ([NAME], [NAME, other]):
+        reconciler.full([], kept)
+        for _ in range(2):
+            reconciler.step()
+            clock.now += SECOND_SWEEP
+        assert len(left(table)) == 1
+    # Those of its parts too.
+    reconciler.full(part.values())
+    reconciler.full([], [NAME])
+    reconciler.step()
+    assert len(left(table)) == 1
+    reconciler.full([], [other])
     reconciler.step()
     assert left(table) == set()
 
 
+@pytest.mark.usefixtures("many")
 def test_untranslated_flows_to_an_address_new_to_the_node_are_deleted(
     table: Conntrack, tally: Tally, clock: Clock
 ) -> None:

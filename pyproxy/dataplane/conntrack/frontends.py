@@ -9,7 +9,7 @@ draining endpoint must go on.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ import msgspec
 from pyproxy.model.address import Address, Backend, Family, Network, Protocol
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.flows import Flow
+from pyproxy.policy.parts import service_of
 from pyproxy.policy.routing import PortRouting, Scope, ServiceRouting, Use
 
 _PORT_SIZE = 2
@@ -194,11 +195,19 @@ class Frontends:
             if _may_make_stale(before.get(key, GONE), after.get(key, GONE))
         )
 
-    def replace_all(self, routings: Iterable[ServiceRouting]) -> frozenset[FrontendKey]:
-        """Replace the targets of all Services; those that are not in `routings` are gone."""
+    def replace_all(
+        self, routings: Iterable[ServiceRouting], kept: Collection[ObjectName] = ()
+    ) -> frozenset[FrontendKey]:
+        """Replace the targets of all Services.
+
+        Those that are not in `routings` are gone, except the `kept` ones and their parts.
+        """
         named = {routing.name: routing for routing in routings}
+        others = self._services.keys() - named.keys()
+        gone = [name for name in others if service_of(name) not in kept] if kept else others
         return frozenset[FrontendKey]().union(
-            *(self.replace(name, named.get(name)) for name in named.keys() | self._services.keys())
+            *(self.replace(name, routing) for name, routing in named.items()),
+            *(self.replace(name, None) for name in gone),
         )
 
     def _write(self, key: FrontendKey, name: ObjectName, targets: Targets | None) -> None:

@@ -22,6 +22,11 @@ log = logging.getLogger(__name__)
 _SWEEP_INTERVAL = 0.1
 """Seconds between the end of a sweep and the next, so that changes in between share one."""
 
+_MOST_KEYS = 1_000
+"""Node ports on changed addresses up to which each has a key of its own.
+
+A node may have a route to thousands of addresses of its own, and thousands of node ports."""
+
 _REST = 3.0
 """The time between two sweeps as a multiple of the last one's CPU time.
 
@@ -59,6 +64,8 @@ class Reconciler:
         self._cpu_clock = cpu_clock
         self._frontends = Frontends()
         self._node_addresses: frozenset[Address] = frozenset()
+        # Those of late, while node ports on them are queued.
+        self._lost_addresses: frozenset[Address] = frozenset()
         self._queue = RecheckQueue()
         # Guards the queue and `_stopping`. It is not held during a sweep, so that no commit waits
         # while the kernel lists its table.
@@ -78,11 +85,16 @@ class Reconciler:
             for name, routing in services.items():
                 self._enqueue(self._frontends.replace(name, routing))
 
-    def full(self, routings: Iterable[ServiceRouting]) -> None:
-        """Queue all frontends: flows may be from before this process started."""
+    def full(
+        self, routings: Iterable[ServiceRouting], rejected: Collection[ObjectName] = ()
+    ) -> None:
+        """Queue all frontends: flows may be from before this process started.
+
+        The flows of Services that the kernel `rejected` are still right, as their rules are.
+        """
         with self._wake:
             # A group's key stands for the frontends that exist; removed ones need their own keys.
-            gone = self._frontends.replace_all(routings)
+            gone = self._frontends.replace_all(routings, rejected)
             self._enqueue(gone | self._frontends.groups())
 
     def recheck(self) -> None:
@@ -96,10 +108,17 @@ class Reconciler:
             before, self._node_addresses = self._node_addresses, frozenset(addresses)
             # Lost addresses too: flows to a node port on them must end.
             touched = before ^ self._node_addresses
+            if not touched:
+                return
+            node_ports = self._frontends.node_ports()
+            if len(touched) * len(node_ports) > _MOST_KEYS:
+                self._lost_addresses = (self._lost_addresses | before) - self._node_addresses
+                self._enqueue(node_ports)
+                return
             self._enqueue(
                 [
                     FrontendKey(key.family, key.protocol, address + key.destination)
-                    for key in self._frontends.node_ports()
+                    for key in node_ports
                     for address in touched
                     if family_of(address) is key.family
                 ]
@@ -141,6 +160,8 @@ class Reconciler:
             rest = _REST * (self._cpu_clock() - began)
             self._not_before = now + max(_SWEEP_INTERVAL, rest)
             given_up = self._queue.finish(due, failed, now)
+            if not self._queue:
+                self._lost_addresses = frozenset()
         if given_up:
             self.abandoned += len(given_up)
             log.error(
@@ -182,7 +203,14 @@ class Reconciler:
             for protocol, destinations in protocols.items():
                 # Read without the lock: a commit meanwhile replaces values and queues a sweep.
                 targets = self._frontends.targets(family, protocol)
-                sweep = Sweep(self._table, family, protocol, targets, self._node_addresses)
+                sweep = Sweep(
+                    self._table,
+                    family,
+                    protocol,
+                    targets,
+                    self._node_addresses,
+                    self._lost_addresses,
+                )
                 result = sweep.run(destinations)
                 deleted += result.deleted
                 failed |= {FrontendKey(family, protocol, each) for each in result.failed}

@@ -53,6 +53,7 @@ class Sweep:
     """Deletes stale flows of one family and protocol.
 
     `targets` is a live view. A commit may change it during the sweep; the newest value is right.
+    Node ports are served on `node_addresses`, and were until late on `lost_addresses`.
     """
 
     def __init__(
@@ -62,12 +63,14 @@ class Sweep:
         protocol: Protocol,
         targets: Mapping[bytes, Targets],
         node_addresses: Collection[Address],
+        lost_addresses: Collection[Address] = (),
     ) -> None:
         self._table = table
         self._family = family
         self._protocol = protocol
         self._targets = targets
         self._node_addresses = node_addresses
+        self._lost_addresses = lost_addresses
 
     def run(self, wanted: AbstractSet[bytes]) -> SweepResult:
         """Delete the stale flows of the wanted `FrontendKey.destination`s.
@@ -103,6 +106,8 @@ class Sweep:
             # A frontend with the node's address and this port precedes a node port.
             if targets is None:
                 targets = self._targets.get(port)
+        elif self._lost_addresses and destination[:-2] in self._lost_addresses:
+            named = named or destination[-2:] in wanted
         if targets is None:
             # Without a target, a flow is ours only if its frontend was removed just now.
             return named and is_stale(flow, GONE)

@@ -210,7 +210,7 @@ class IptablesDataplane:
             if count
         )
 
-    def refused_clients(self) -> Mapping[ObjectName, int]:
+    def refused_clients(self) -> Mapping[ObjectName, Mapping[bytes, int]]:
         """Return nothing: the kernel bounds session affinity in its own way."""
         return {}
 

@@ -238,7 +238,7 @@ class IpvsDataplane:
         # A copy of the items, because the committing thread may add a table meanwhile.
         return tuple(TableUsage(name, len(rows)) for name, rows in list(self._held.items()) if rows)
 
-    def refused_clients(self) -> Mapping[ObjectName, int]:
+    def refused_clients(self) -> Mapping[ObjectName, Mapping[bytes, int]]:
         """Return nothing: the kernel bounds session affinity in its own way."""
         return {}
 

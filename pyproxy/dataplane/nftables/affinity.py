@@ -158,18 +158,18 @@ def unused_limits(limits: Rows, family: Family, allowed: Expectations, *, all_kn
 
 def refused_clients(
     refused: Mapping[bytes, int], routing: ServiceRouting, node_addresses: Collection[Address]
-) -> int:
-    """Count a Service's connections of late whose client was not learned, of those by frontend.
+) -> dict[bytes, int]:
+    """Return the counts of a Service's frontends of all those in `refused`.
 
     `node_addresses` are those of node ports.
     """
     wanted = expectations([routing]).keys()
-    found = 0
+    found: dict[bytes, int] = {}
     for key, count in refused.items():
         family = Family.IPV4 if len(key) == _IPV4_FRONTEND else Family.IPV6
         at_node = key[: family.bits // 8] in node_addresses
         if key in wanted or (at_node and node_port_owner(key, family) in wanted):
-            found += count
+            found[key] = count
     return found
 
 

@@ -7,7 +7,6 @@ ten times as long as the search, and what changes meanwhile waits for its end.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 from pyproxy.dataplane.committed_state import Routings
@@ -93,18 +92,25 @@ class AffinitySearch:
         if due:
             self._search(expectations(services), node, all_known=True)
 
-    def refused(self, services: Routings, node: NodeRouting) -> Mapping[ObjectName, int]:
-        """Count each Service's connections of late whose client was not learned. Idempotent."""
+    def refused(
+        self, services: Routings, node: NodeRouting
+    ) -> Mapping[ObjectName, Mapping[bytes, int]]:
+        """Count connections of late whose client was not learned, by Service and frontend.
+
+        Idempotent.
+        """
         refused: dict[bytes, int] = {}
         for family in Family:
             refused |= read_refused(self._netlink, family)
-        found: Counter[ObjectName] = Counter()
+        found: dict[ObjectName, Mapping[bytes, int]] = {}
         if refused:
             at_node = frozenset(node.node_port_addresses)
             for name, routing in services.items():
-                if routing is not None and routing.affinity_timeout:
-                    found[name] += refused_clients(refused, routing, at_node)
-        return +found
+                if routing is None or not routing.affinity_timeout:
+                    continue
+                if counts := refused_clients(refused, routing, at_node):
+                    found[name] = counts
+        return found
 
     def _search(self, allowed: Expectations, node: NodeRouting, *, all_known: bool) -> None:
         count, at_node = 0, frozenset(node.node_port_addresses)

@@ -313,7 +313,7 @@ class NftablesDataplane:
         with closing(Nfnetlink()) as netlink:
             return table_usage(netlink)
 
-    def refused_clients(self) -> Mapping[ObjectName, int]:
+    def refused_clients(self) -> Mapping[ObjectName, Mapping[bytes, int]]:
         """Count each Service's connections of late whose client was not learned; KernelError."""
         # Without a chain that learns, no connection can be refused.
         if self._writer.loaded is None or not any(map(chains.is_learning, self._writer.chains)):
