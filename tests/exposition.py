@@ -7,6 +7,7 @@ import urllib.request
 from pyproxy.config.modes import ProxyMode
 from pyproxy.dataplane.modes import MODES
 from pyproxy.metrics import Metrics
+from tests.waiting import PATIENCE
 
 METRICS = "http://127.0.0.1:10249/metrics"
 
@@ -26,7 +27,7 @@ def nftables_metrics() -> Metrics:
 def scraped() -> dict[str, float]:
     """Return the metrics of this network namespace's agent, empty until it listens."""
     try:
-        with urllib.request.urlopen(METRICS, timeout=5) as reply:
+        with urllib.request.urlopen(METRICS, timeout=PATIENCE) as reply:
             return series(reply.read().decode())
     except OSError:
         return {}

@@ -8,6 +8,7 @@ import pytest
 
 from pyproxy import workers
 from pyproxy.workers import Worker
+from tests.waiting import PATIENCE
 
 Failures = list[threading.ExceptHookArgs]
 
@@ -29,7 +30,7 @@ def test_a_body_that_fails_begins_again_and_each_failure_is_told(failures: Failu
 
     worker = Worker("some", body)
     worker.start()
-    worker.join(10)
+    worker.join(PATIENCE)
     assert not worker.is_alive()
     assert [args.exc_type for args in failures] == [KeyError, ZeroDivisionError]
     assert {args.thread for args in failures} == {worker}
@@ -46,8 +47,8 @@ def test_end_cuts_a_pause_short(failures: Failures, monkeypatch: pytest.MonkeyPa
 
     worker = Worker("some", body)
     worker.start()
-    assert failed.wait(10)
-    worker.end(10)
+    assert failed.wait(PATIENCE)
+    worker.end(PATIENCE)
     assert not worker.is_alive()
     assert len(failures) == 1
 

@@ -356,7 +356,7 @@ def _generations(data: bytes) -> int:
 
 
 def _connected(target: tuple[str, int]) -> socket.socket:
-    found = socket.create_connection(target, 5.0)
+    found = socket.create_connection(target, PATIENCE)
     found.recv(256)
     return found
 
@@ -369,7 +369,7 @@ def ask(connection: socket.socket) -> str:
 
 def _health() -> int:
     try:
-        with urllib.request.urlopen("http://127.0.0.1:10256/healthz", timeout=5) as reply:
+        with urllib.request.urlopen("http://127.0.0.1:10256/healthz", timeout=PATIENCE) as reply:
             return int(reply.status)
     except urllib.error.HTTPError as error:
         return error.code

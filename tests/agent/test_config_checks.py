@@ -30,6 +30,7 @@ from tests.builders import endpoint_slice, service
 from tests.exposition import series
 from tests.source.scripted import NODES as NODES_PATH
 from tests.source.scripted import Exchange, client_of, quiet, serving
+from tests.waiting import PATIENCE
 
 NODES = ("node-a", "node-b", "node-c.example.com", "gpu-7")
 SERVED = Settings(
@@ -271,7 +272,7 @@ def test_an_api_server_that_is_reached_by_a_service() -> None:
     with serving(quiet) as server:
         client = client_of(server.url)
         checks = ConfigChecks(SERVED, source, client)
-        client.get(NODES_PATH, {}, 5).close()
+        client.get(NODES_PATH, {}, PATIENCE).close()
         assert not checks.find(stage.agent.cluster_state, HERE)
         address, port = parse_address("127.0.0.1"), Port(server.server_port)
         ports = (ServicePort("https", Protocol.TCP, port, Port(0)),)
@@ -314,13 +315,13 @@ def test_the_clock_is_that_of_responses(caplog: pytest.LogCaptureFixture) -> Non
         # A second more or less is no new message.
         for offset in (7200.0, 7201.0, 7199.0):
             ahead = offset
-            client.get("/version", {}, 5).close()
-            client.get("/odd", {}, 5).close()
+            client.get("/version", {}, PATIENCE).close()
+            client.get("/odd", {}, PATIENCE).close()
             checks.check(state, HERE)
         assert [each.topic for each in checks.problems()] == [ConfigTopic.CLOCK_SKEW]
         assert len(caplog.messages) == 1
         ahead = 0.0
-        client.get("/version", {}, 5).close()
+        client.get("/version", {}, PATIENCE).close()
         checks.check(state, HERE)
     assert not checks.problems()
 

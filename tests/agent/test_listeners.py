@@ -21,6 +21,7 @@ from pyproxy.policy.routing import ServiceRouting
 from tests.agent.objects import HOSTNAME
 from tests.builders import name, service
 from tests.health.conftest import running_http
+from tests.waiting import PATIENCE
 
 LOOPBACKS = {Family.IPV4: "127.0.0.1", Family.IPV6: "::1"}
 HTTP_PORT = (SlicePort("http", Protocol.TCP, Port(8080)),)
@@ -70,7 +71,7 @@ def commit(listener: HealthChecks, cluster_state: ClusterState) -> None:
 
 def counted(port: Port, family: Family) -> int | None:
     """The number of endpoints in the response of a port, None while it is closed."""
-    connection = http.client.HTTPConnection(LOOPBACKS[family], port, timeout=5)
+    connection = http.client.HTTPConnection(LOOPBACKS[family], port, timeout=PATIENCE)
     try:
         connection.request("GET", "/")
         return int(json.loads(connection.getresponse().read())["localEndpoints"])

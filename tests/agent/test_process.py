@@ -19,6 +19,7 @@ from pyproxy_lab.topology import API_ADDRESS
 from pyproxy import cli
 from pyproxy.netlink import nftables
 from tests.agent.live import Stage, addresses, ask, endpoint_slice, service
+from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.packets
 
@@ -103,7 +104,7 @@ def test_it_ends_in_time_while_the_api_server_hangs(stage: Stage) -> None:
             stage.until_served(agent, server, "the Service in the kernel")
             hanging.hangs = True
             server.close_watches()
-            assert all(hanging.waiting.acquire(timeout=10) for _ in range(3))
+            assert all(hanging.waiting.acquire(timeout=PATIENCE) for _ in range(3))
             agent.signal(signal.SIGTERM)
             assert agent.ends() == 0
     assert stage.probe(f"{WEB}:80", tries=4).reached == {"b1": 4}
@@ -112,11 +113,11 @@ def test_it_ends_in_time_while_the_api_server_hangs(stage: Stage) -> None:
 def test_it_ends_in_time_before_the_api_server_has_said_a_word(stage: Stage) -> None:
     with closing(stage.network.listen()) as mute:
         port = mute.getsockname()[1]
-        mute.settimeout(10)
+        mute.settimeout(PATIENCE)
         with stage.agent(f"http://{API_ADDRESS}:{port}") as agent, ExitStack() as taken:
             for _ in range(3):
                 connection = taken.enter_context(closing(mute.accept()[0]))
-                connection.settimeout(10)
+                connection.settimeout(PATIENCE)
                 assert connection.recv(4096)
             agent.signal(signal.SIGTERM)
             assert agent.ends() == 0

@@ -19,6 +19,7 @@ from pyproxy_lab.apiserver.server import ApiServer
 from pyproxy_lab.cluster import kubeconfig
 
 from tests.agent.live import Process, Stage, addresses, ask, endpoint_slice, service
+from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.packets
 
@@ -43,7 +44,7 @@ def load_web(server: ApiServer) -> None:
 
 def page(stage: Stage, path: str) -> str:
     def fetch() -> str:
-        with urlopen(f"http://127.0.0.1:10249{path}", timeout=5) as reply:
+        with urlopen(f"http://127.0.0.1:10249{path}", timeout=PATIENCE) as reply:
             return str(reply.read().decode())
 
     return stage.here.call(fetch)

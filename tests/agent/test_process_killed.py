@@ -11,6 +11,7 @@ from pyproxy_lab.apiserver.server import ApiServer
 from pyproxy.dataplane.nftables.schema import SERVICES
 from pyproxy.model.address import Family
 from tests.agent.live import Object, Stage, addresses, endpoint_slice, service
+from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.packets
 
@@ -62,7 +63,7 @@ def at_once(stage: Stage, server: ApiServer) -> None:
 def at_the_first_commit(stage: Stage, server: ApiServer) -> None:
     with stage.commits() as commits:
         change_everything(server)
-        assert commits.count(seconds=10)
+        assert commits.count(seconds=PATIENCE)
 
 
 def halfway(stage: Stage, server: ApiServer) -> None:
@@ -72,7 +73,7 @@ def halfway(stage: Stage, server: ApiServer) -> None:
     with stage.commits() as commits:
         for obj in objects[len(objects) // 2 :]:
             server.load([obj])
-        assert commits.count(seconds=10)
+        assert commits.count(seconds=PATIENCE)
 
 
 def check_packets(stage: Stage) -> None:

@@ -24,7 +24,7 @@ from tests.agent.objects import Stage
 from tests.builders import service
 from tests.dataplane.conntrack_service import routing
 from tests.source.scripted import Recorder, following, quiet, serving
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 
 class Watch:
@@ -181,20 +181,20 @@ def test_a_stuck_agent_thread_is_noticed_and_its_return_too() -> None:
 
     def chores() -> None:
         stuck.set()
-        free.wait(10)
+        free.wait(PATIENCE)
 
     bench = Bench(chores)
     stage = bench.stage
     stage.begin(service("web", 1))
     bench.thread.start()
-    assert stuck.wait(10)
+    assert stuck.wait(PATIENCE)
     assert stage.health.is_healthy()
     stage.clock.now += 30
     assert not stage.health.report().healthy
     free.set()
     until(stage.health.is_healthy)
     bench.inbox.put(Stop())
-    bench.thread.join(10)
+    bench.thread.join(PATIENCE)
 
 
 def test_syncs_that_keep_failing_are_no_health() -> None:

@@ -24,11 +24,11 @@ from pyproxy.netlink.conntrack import Conntrack, Deletion
 from pyproxy.netlink.flows import Flow
 from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
 from tests.netlink.conntrack_entries import place
+from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.packets
 
 NAME = ObjectName("shop", "dns")
-DEADLINE = 10.0
 POD_PORT = 5353
 NODES = {Family.IPV4: "172.30.9.1", Family.IPV6: "fd30:9::1"}
 CLIENTS = {Family.IPV4: "172.30.9.2", Family.IPV6: "fd30:9::2"}
@@ -162,7 +162,7 @@ class Lab:
         with inside(self.client):
             opened = socket.socket(DOMAIN[family], kind)
         opened.bind((CLIENTS[family], next(SOURCE_PORTS)))
-        opened.settimeout(0.2 if kind is socket.SOCK_DGRAM else DEADLINE)
+        opened.settimeout(0.2 if kind is socket.SOCK_DGRAM else PATIENCE)
         opened.connect((to, port))
         return opened
 
@@ -226,7 +226,7 @@ def ask(client: socket.socket) -> str:
 
 def until(client: socket.socket, wanted: str) -> None:
     """Send again and again until three responses in a row are as wanted."""
-    deadline = time.monotonic() + DEADLINE
+    deadline = time.monotonic() + PATIENCE
     routings: list[str] = []
     while routings[-3:] != [wanted] * 3:
         assert time.monotonic() < deadline, f"wanted {wanted}, got {routings[-10:]}"

@@ -14,7 +14,7 @@ from pyproxy.health.messages import Handler, Request, Response
 from pyproxy.health.sockets import bind
 from pyproxy.model.address import Address, parse_address
 from tests.health.conftest import Get, running_http
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 ANY4, ANY6 = parse_address("0.0.0.0"), parse_address("::")
 LOOPBACK4, LOOPBACK6 = parse_address("127.0.0.1"), parse_address("::1")
@@ -33,7 +33,7 @@ def listen(thread: HttpThread, address: ListenAddress, handler: Handler) -> List
 
 
 def exchange(port: int, request: bytes) -> bytes:
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as sock:
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as sock:
         sock.sendall(request)
         received = b""
         while chunk := sock.recv(4096):
@@ -81,14 +81,14 @@ def test_a_malformed_request_gets_400(http_thread: HttpThread, request_head: byt
 
 def test_a_head_without_end_closes_the_connection(http_thread: HttpThread) -> None:
     port = listen(http_thread, ListenAddress(LOOPBACK4, 0), echo).port
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as sock:
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\nX: " + b"y" * 40_000)
         assert ended(sock)
 
 
 def test_idle_clients_do_not_delay_others(http_thread: HttpThread, get: Get) -> None:
     port = listen(http_thread, ListenAddress(LOOPBACK4, 0), echo).port
-    idle = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(50)]
+    idle = [socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) for _ in range(50)]
     try:
         assert get(port).status == 200
     finally:
@@ -155,7 +155,7 @@ def test_out_of_file_descriptors_clients_wait(
     port = listen(http_thread, ListenAddress(LOOPBACK4, 0), echo).port
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with socket.socket() as client, contextlib.ExitStack() as taken:
-        client.settimeout(10)
+        client.settimeout(PATIENCE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (client.fileno() + 20, hard))
         taken.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
         with contextlib.suppress(OSError):
@@ -173,7 +173,7 @@ def test_stop_ends_open_connections_and_frees_ports() -> None:
     before = threading.active_count()
     with running_http() as thread:
         port = listen(thread, ListenAddress(LOOPBACK4, 0), echo).port
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as idle:
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as idle:
             idle.sendall(b"GET / HT")
             thread.stop()
             assert ended(idle)
@@ -187,7 +187,7 @@ def test_busy_listeners_take_turns(http_thread: HttpThread, get: Get) -> None:
         for _ in range(20):
             for listener in listeners:
                 target = ("127.0.0.1", listener.port)
-                stack.enter_context(socket.create_connection(target, timeout=5))
+                stack.enter_context(socket.create_connection(target, timeout=PATIENCE))
         assert [get(listener.port).status for listener in listeners] == [200] * 20
         assert http_thread.accepted["test"] == 20 * 20 + 20
 

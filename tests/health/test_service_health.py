@@ -14,6 +14,7 @@ from pyproxy.health.service_health import ListenOptions, ServiceHealthServer
 from pyproxy.model.address import Address, Family, Port, parse_address
 from pyproxy.model.objects import ObjectName
 from tests.health.conftest import Clock, Get
+from tests.waiting import PATIENCE
 
 LOOPBACK4, LOOPBACK6 = parse_address("127.0.0.1"), parse_address("::1")
 OTHER_LOOPBACK = parse_address("127.0.0.2")
@@ -104,7 +105,7 @@ def test_endpoints_change_without_a_new_listener(
     checks: ServiceHealthServer, get: Get, free_port: int
 ) -> None:
     checks.update({WEB: check(free_port, 1)})
-    with socket.create_connection(("127.0.0.1", free_port), timeout=5) as before:
+    with socket.create_connection(("127.0.0.1", free_port), timeout=PATIENCE) as before:
         checks.update({WEB: check(free_port, 0)})
         before.sendall(b"GET / HTTP/1.1\r\n\r\n")
         assert before.recv(100).startswith(b"HTTP/1.1 503 ")

@@ -8,6 +8,7 @@ from pyproxy.config import ListenAddress
 from pyproxy.health import sockets
 from pyproxy.health.sockets import Sockets, bind, bind_unspecified
 from pyproxy.model.address import Address, Family, parse_address
+from tests.waiting import PATIENCE
 
 ANYWHERE, LOOPBACK = parse_address("0.0.0.0"), parse_address("127.0.0.1")
 QUEUES = 4
@@ -57,5 +58,5 @@ def test_a_kernel_without_the_filter_has_one_queue(monkeypatch: pytest.MonkeyPat
     with only:
         assert found.own is None
         for _ in range(20):
-            socket.create_connection(("127.0.0.1", port_of(found)), timeout=5).close()
+            socket.create_connection(("127.0.0.1", port_of(found)), timeout=PATIENCE).close()
             only.accept()[0].close()

@@ -149,7 +149,7 @@ def test_a_flood_in_one_watch_is_no_flood_of_requests_or_lines(
         stream(exchange, ("ADDED", a_service("a")), end_of_list("100"), *flood)
 
     with serving(services(script)) as server, following(server.url) as (recorder, _):
-        recorder.until(lambda seen: seen.count("+a") == count + 1, 30)
+        recorder.until(lambda seen: seen.count("+a") == count + 1)
         assert len(server.requests_for(SERVICES)) == 1
     assert caplog.records == []
 

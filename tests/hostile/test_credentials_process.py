@@ -17,6 +17,7 @@ from pyproxy_lab.network import Network
 
 from tests.agent.live import SITE, Stage, endpoint_slice, service
 from tests.source.kubeconfigs import kubeconfig, write
+from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.kernel
 
@@ -101,7 +102,7 @@ def test_no_output_contains_a_credential(stage: Stage, tmp_path: Path) -> None:
 
 
 def _metrics() -> str:
-    with urllib.request.urlopen("http://127.0.0.1:10249/metrics", timeout=5) as reply:
+    with urllib.request.urlopen("http://127.0.0.1:10249/metrics", timeout=PATIENCE) as reply:
         return str(reply.read().decode())
 
 

@@ -18,7 +18,7 @@ from pyproxy.model.objects import ObjectName, Service, ServicePort
 from tests.agent.objects import Stage
 from tests.builders import ip
 from tests.semantics.proxied import SITE, Object, balanced, endpoint_slice, proxied, service
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 HERE, HERE6 = SITE.addresses
 CHECKED = 30111
@@ -34,7 +34,7 @@ def status(url: str) -> int:
     # No proxy of the environment stands between a node and itself.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(url, timeout=5) as response:
+        with opener.open(url, timeout=PATIENCE) as response:
             return int(response.status)
     except urllib.error.HTTPError as error:
         return error.code

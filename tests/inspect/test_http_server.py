@@ -16,7 +16,7 @@ import pytest
 
 from pyproxy.errors import PyproxyError, SourceError, UsageError
 from pyproxy.inspect.http_server import HEAD_SIZE, BoundedThreads, RequestHandler
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 Action = Callable[[], None]
 
@@ -52,7 +52,7 @@ def serving(action: Action) -> Iterator[int]:
 
 
 def get(port: int) -> tuple[int, str]:
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)) as connection:
         connection.request("GET", "/path?a=b")
         response = connection.getresponse()
         body = response.read().decode()

@@ -134,7 +134,7 @@ def test_nodes_reach_a_socket_that_this_process_has_opened_for_the_api_server(
     with network.listen() as listener:
         port = listener.getsockname()[1]
         for site in ("na", "nb"):
-            reach = partial(socket.create_connection, (API_ADDRESS, port), 5.0)
+            reach = partial(socket.create_connection, (API_ADDRESS, port), RESPONSE_TIMEOUT)
             network.namespace(site).call(reach).close()
     assert outcome(network, "na", f"{API_ADDRESS}:{port}").refused
 

@@ -46,7 +46,7 @@ def web(port: int = PORT) -> Object:
 
 def ask(node: Proxied, address: str, port: int) -> Answer:
     def get() -> Answer:
-        connection = http.client.HTTPConnection(address, port, timeout=2)
+        connection = http.client.HTTPConnection(address, port, timeout=PATIENCE)
         try:
             connection.request("GET", "/healthz")
             reply = connection.getresponse()

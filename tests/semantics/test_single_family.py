@@ -13,6 +13,8 @@ from pyproxy_lab.modes import LabMode
 from pyproxy_lab.network import Network
 from pyproxy_lab.topology import TWO_NODES
 
+from tests.waiting import PATIENCE
+
 from .proxied import Object, Proxied, balanced, endpoint_slice, proxied, service
 
 pytestmark = pytest.mark.packets
@@ -46,7 +48,7 @@ def launcher(way: str) -> list[str]:
 
 def status(node: Proxied, port: int) -> int:
     def get() -> int:
-        connection = http.client.HTTPConnection(NODE, port, timeout=5)
+        connection = http.client.HTTPConnection(NODE, port, timeout=PATIENCE)
         try:
             connection.request("GET", "/healthz")
             return connection.getresponse().status

@@ -17,6 +17,7 @@ from pyproxy.model.objects import Kind
 from pyproxy.source.access import Access, ServerConfig
 from pyproxy.source.client import Client
 from pyproxy.source.kubernetes import KubernetesSource
+from tests.waiting import PATIENCE
 
 SERVICES = "/api/v1/services"
 SLICES = "/apis/discovery.k8s.io/v1/endpointslices"
@@ -217,7 +218,7 @@ class Recorder:
             self.events.append(event)
             self._changed.notify_all()
 
-    def until(self, condition: Callable[[list[str]], bool], seconds: float = 10) -> list[str]:
+    def until(self, condition: Callable[[list[str]], bool], seconds: float = PATIENCE) -> list[str]:
         """Wait until the events of Services meet a condition; fail at the deadline."""
         with self._changed:
             met = self._changed.wait_for(lambda: condition(self.services()), seconds)

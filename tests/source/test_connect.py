@@ -22,7 +22,7 @@ from .scripted import Exchange, Recorder, quiet, serving
 
 
 def fetch(client: Client, path: str = "/version") -> bytes:
-    response = client.get(path, {}, 5)
+    response = client.get(path, {}, PATIENCE)
     try:
         return response.read()
     finally:

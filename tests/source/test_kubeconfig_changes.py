@@ -13,6 +13,7 @@ import pytest
 from pyproxy.source.client import ApiStatusError, Client, UnreachableError
 from pyproxy.source.connect import connect
 from pyproxy.source.kubernetes import KubernetesSource
+from tests.waiting import PATIENCE
 
 from .kubeconfigs import certificate, kubeconfig, write
 from .scripted import Exchange, Pace, Recorder, Script, a_service, end_of_list, services, serving
@@ -55,7 +56,7 @@ def in_two_parts(path: Path, text: str, client: Client) -> None:
     client.follow_files()
     with pytest.raises((ApiStatusError, UnreachableError)):
         # The former server and its credentials stay in use.
-        client.get("/nothing", {}, 5)
+        client.get("/nothing", {}, PATIENCE)
     path.write_text(text)
 
 
@@ -63,7 +64,7 @@ def after_a_gap(path: Path, text: str, client: Client) -> None:
     path.unlink()
     client.follow_files()
     with pytest.raises((ApiStatusError, UnreachableError)):
-        client.get("/nothing", {}, 5)
+        client.get("/nothing", {}, PATIENCE)
     path.write_text(text)
 
 
@@ -113,7 +114,7 @@ def test_no_connection_breaks_without_a_change(tmp_path: Path) -> None:
                 client.follow_files()
             path.unlink()
             client.follow_files()
-            assert client.get("/api/v1/services", {}, 5).status == 200
+            assert client.get("/api/v1/services", {}, PATIENCE).status == 200
             assert len(old.seen) <= requests + 4
             assert recorder.services() == ["+old", "=old"]
 
@@ -132,7 +133,7 @@ def test_master_precedes_the_server_of_the_file(tmp_path: Path) -> None:
             path.read_text().replace("one", "two").replace("127.0.0.1:1", "192.0.2.1:2"),
             client,
         )
-        assert b"Bearer two" in client.get("/x", {}, 5).read()
+        assert b"Bearer two" in client.get("/x", {}, PATIENCE).read()
         assert client.hosts == (server.url,)
 
 
@@ -154,16 +155,16 @@ def test_a_context_user_and_ca_that_change(tmp_path: Path) -> None:
             return write(path, kubeconfig(server.url, {"token": token}, cluster))
 
         client = connect(config(crt, "one"), "")
-        assert b"Bearer one" in client.get("/x", {}, 5).read()
+        assert b"Bearer one" in client.get("/x", {}, PATIENCE).read()
         config(other, "one")
         client.follow_files()
         with pytest.raises(UnreachableError, match="certificate verify failed"):
-            client.get("/x", {}, 5)
+            client.get("/x", {}, PATIENCE)
         text = Path(config(crt, "two")).read_text()
-        assert b"Bearer two" in client.get("/x", {}, 5).read()
+        assert b"Bearer two" in client.get("/x", {}, PATIENCE).read()
         # The same cluster by another context with another user.
         more = kubeconfig(server.url, {"token": "three"}, {"certificate-authority": str(crt)})
         more["users"][0]["name"] = more["contexts"][0]["context"]["user"] = "v"
         more["contexts"][0]["name"] = more["current-context"] = "there"
         assert text != Path(write(path, more)).read_text()
-        assert b"Bearer three" in client.get("/x", {}, 5).read()
+        assert b"Bearer three" in client.get("/x", {}, PATIENCE).read()

@@ -21,7 +21,7 @@ from pyproxy.source.connect import connect
 from pyproxy.source.diagnosis import diagnose
 from pyproxy.source.outages import OutageLog
 from pyproxy.source.stream import ConnectionLostError
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 from .kubeconfigs import certificate, kubeconfig, write
 from .scripted import Exchange, Script, following, serving
@@ -104,7 +104,7 @@ def found_at(url: str, path: str = "") -> ConfigProblem:
     """Send one request, and return the mistake that its failure shows."""
     client = connect(path, "" if path else url)
     with pytest.raises(SourceError) as caught:
-        client.get("/api/v1/services", {}, 5).close()
+        client.get("/api/v1/services", {}, PATIENCE).close()
     assert "\n" not in str(caught.value)
     found = diagnose(caught.value, client.proxy)
     assert found is not None

@@ -14,6 +14,7 @@ from pyproxy_lab.apiserver.settings import Settings
 
 from pyproxy.source.client import ApiStatusError, Client, UnreachableError
 from pyproxy.source.connect import connect
+from tests.waiting import PATIENCE
 
 from .kubeconfigs import certificate, kubeconfig, write
 from .test_pod_exec import POD, peer, play, run
@@ -78,7 +79,7 @@ def connect_proxy(seen: list[bytes]) -> Iterator[str]:
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
-        thread.join(5)
+        thread.join(PATIENCE)
 
 
 def copy(source: socket.socket, sink: socket.socket) -> None:

@@ -29,6 +29,7 @@ from pyproxy.source.stream import MalformedResponseError
 from pyproxy.source.wire import ProtobufObject
 from tests.examples import examples
 from tests.lab.recorded import TWINS, Recorded, recorded
+from tests.waiting import PATIENCE
 
 KIND_OF_PATH = {
     "/services": Kind.SERVICE,
@@ -440,7 +441,7 @@ def test_a_version_that_waits_is_decoded_later() -> None:
         with large._lock:
             large._budgets.bucket(name).take(SystemClock().now(), 1024)
         assert large.hold(name, obj, 3.0)
-        assert done.wait(10)
+        assert done.wait(PATIENCE)
     finally:
         stopping.set()
     assert found == [(decode_object(Kind.SERVICE, obj), 3.0)]

@@ -106,7 +106,8 @@ def established(network: Network, stack: ExitStack) -> list[tuple[socket.socket,
     found = []
     for name, targets in LOADS.items():
         for target in targets:
-            connect = partial(socket.create_connection, parse_destination(target).socket_address, 5)
+            address = parse_destination(target).socket_address
+            connect = partial(socket.create_connection, address, RESPONSE_TIMEOUT)
             connection = stack.enter_context(network.namespace(name).call(connect))
             found.append((connection, connection.recv(256)))
     return found

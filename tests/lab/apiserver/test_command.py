@@ -10,6 +10,7 @@ from pyproxy_lab.apiserver import command
 
 from pyproxy.errors import UsageError
 from tests.lab.api import SERVICES, SLICES, Api, eventually, service
+from tests.waiting import PATIENCE
 
 PROGRAM = """
 import argparse, sys
@@ -62,4 +63,4 @@ def test_it_says_where_it_is_and_ends_when_told(number: signal.Signals) -> None:
         with api.watch("/api/v1/services?watch=true") as watch:
             process.send_signal(number)
             watch.until_ended()
-        assert process.wait(20) == 0
+        assert process.wait(PATIENCE) == 0
