@@ -22,7 +22,7 @@ from pyproxy.dataplane.nftables import offload_chain
 from pyproxy.dataplane.nftables.kernel_drops import DropMatcher, KernelDrop, LooseDrop
 from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.errors import PermissionKernelError, RejectedError, StaleStateError
-from pyproxy.model.address import Backend, Port, Protocol, backend, backend_text, family_of
+from pyproxy.model.address import Address, Backend, Port, Protocol, backend, backend_text, family_of
 from pyproxy.netlink import nftables
 from pyproxy.netlink.conntrack import Conntrack
 from pyproxy.netlink.drop_monitor import DropMonitor
@@ -41,6 +41,9 @@ _PREFIX = f"{TABLE}-trace-"
 _QUIET = 0.3
 _POLL = 0.1
 _BATCHES = 4096
+
+_Sender = tuple[Address, int]
+_Place = tuple[Kind, int, str, str, int]
 
 RuleText = Callable[[str, str, str, int], str]
 """Returns a rule's text by its table's family and name, its chain and its handle."""
@@ -76,43 +79,79 @@ class PacketTrace(msgspec.Struct, frozen=True, rename="camel"):
     traced: bool = True
 
 
+class _Packet:
+    """The events of one packet so far, and what later ones are known by."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.last = 0.0
+        self.numbers: set[int] = set()
+        self.senders: set[_Sender] = set()
+        # Of events with headers, which the kernel sends once for each base chain.
+        self.places: set[_Place] = set()
+
+    def may_have(self, event: Event) -> bool:
+        """Return whether an event may be of this packet, and not of the next one."""
+        return event.source is None or _place(event) not in self.places
+
+
 class Assembly:
     """Collects events by packet. A packet is complete when it had no event for `quiet` seconds.
 
-    A packet that a bridge copies has another number from there on, and the same sender. Times are
-    in seconds, of any one clock.
+    A packet that a bridge copies has another number from there on, and the same sender. The next
+    packet of a connection has the same sender too, maybe the same number, and passes the same
+    rules. Times are in seconds, of any one clock.
     """
 
     def __init__(self, quiet: float) -> None:
         self._quiet = quiet
-        self._open: dict[int, tuple[float, list[Event]]] = {}
+        # In the order of the last events.
+        self._open: dict[int, _Packet] = {}
+        self._made = 0
         self._numbers: dict[int, int] = {}
+        self._senders: dict[_Sender, int] = {}
 
     def take(self, events: Sequence[Event], now: float) -> None:
         """Add events that were read at `now`."""
         for event in events:
-            if event.packet not in self._numbers:
-                self._numbers[event.packet] = self._same_as(event)
-            number = self._numbers[event.packet]
-            _, earlier = self._open.pop(number, (now, []))
-            # Inserted again, so that the dict stays in the order of the last events.
-            self._open[number] = (now, [*earlier, event])
+            sender = None if event.source is None else (event.source, event.source_port)
+            key = self._key_of(event, sender)
+            packet = self._open.pop(key) if key in self._open else _Packet()
+            self._open[key] = packet
+            packet.events.append(event)
+            packet.last = now
+            packet.numbers.add(event.packet)
+            self._numbers[event.packet] = key
+            if sender is not None:
+                packet.places.add(_place(event))
+                packet.senders.add(sender)
+                self._senders[sender] = key
 
     def finished(self, now: float) -> Iterator[list[Event]]:
         """Yield the events of each complete packet, oldest packet first, and forget them."""
-        for number, (last, events) in list(self._open.items()):
-            if now - last >= self._quiet:
-                del self._open[number]
-                for event in events:
-                    self._numbers.pop(event.packet, None)
-                yield events
+        for key, packet in list(self._open.items()):
+            if now - packet.last < self._quiet:
+                return
+            del self._open[key]
+            for number in packet.numbers:
+                if self._numbers.get(number) == key:
+                    del self._numbers[number]
+            for sender in packet.senders:
+                if self._senders.get(sender) == key:
+                    del self._senders[sender]
+            yield packet.events
 
-    def _same_as(self, event: Event) -> int:
-        sender = (event.source, event.source_port)
-        for number, (_, events) in self._open.items():
-            if event.source and any((e.source, e.source_port) == sender for e in events):
-                return number
-        return event.packet
+    def _key_of(self, event: Event, sender: _Sender | None) -> int:
+        by_sender = self._senders.get(sender) if sender is not None else None
+        for key in (self._numbers.get(event.packet), by_sender):
+            if key is not None and self._open[key].may_have(event):
+                return key
+        self._made += 1
+        return self._made
+
+
+def _place(event: Event) -> _Place:
+    return event.kind, event.family, event.table, event.chain, event.handle
 
 
 def packet_trace(

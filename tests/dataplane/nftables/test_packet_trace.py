@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 
 from pyproxy.dataplane.nftables.packet_trace import (
     Assembly,
@@ -67,6 +68,26 @@ def test_interleaved_packets_are_kept_apart() -> None:
     assembly = Assembly(0.3)
     assembly.take([TOLD[0], other, *TOLD[1:]], 1.0)
     assert sorted(map(len, assembly.finished(2.0))) == [1, len(TOLD)]
+
+
+@pytest.mark.parametrize("number", [1, 9], ids=["same number", "another one"])
+def test_the_next_packets_of_a_connection_are_packets_of_their_own(number: int) -> None:
+    """Each is shown while the connection goes on, and none is kept."""
+    assembly = Assembly(0.3)
+    shown: list[list[Event]] = []
+    for count in range(1000):
+        later = [
+            msgspec.structs.replace(each, packet=each.packet + 1000 * (count % number))
+            for each in TOLD
+        ]
+        assembly.take(later, count / 128)
+        shown += assembly.finished(count / 128)
+        assert len(shown) >= count - 40
+    shown += assembly.finished(60.0)
+    assert [[each.chain for each in packet] for packet in shown] == 1000 * [
+        [each.chain for each in TOLD]
+    ]
+    assert not any((assembly._open, assembly._numbers, assembly._senders))
 
 
 def test_matched_rules_are_in_order_with_new_destinations() -> None:
