@@ -14,16 +14,20 @@ from .proxied import Object, Proxied, balanced, endpoint_slice, proxied, service
 pytestmark = pytest.mark.packets
 
 PODS = {"a1": "10.244.1.11", "a2": "10.244.1.12"}
+PORTS = 16
+"""So many that all of them, chosen at random, hardly ever have the same endpoint."""
+
+TRIES = 4
 ALL = ("a1", "a2", "b1", "b2")
-MANY = [{"name": f"p{n}", "port": 80 + n, "nodePort": 30100 + n} for n in range(8)]
-MANY_AT_PODS = [{"name": f"p{n}", "port": 8080} for n in range(8)]
+MANY = [{"name": f"p{n}", "port": 80 + n, "nodePort": 30100 + n} for n in range(PORTS)]
+MANY_AT_PODS = [{"name": f"p{n}", "port": 8080} for n in range(PORTS)]
 NODES = ("172.30.0.11", "fd30::11")
 CLUSTER_IPS = ("10.96.0.1", "fd00:10:96::1")
 EXTERNAL_IPS = ("192.0.2.1", "2001:db8::1")
 BALANCED_IPS = ("198.51.100.1", "2001:db8::2")
 
 
-def with_affinity(timeout: int = 60, **spec: Any) -> Object:
+def with_affinity(timeout: int = 600, **spec: Any) -> Object:
     return service(
         "web",
         *CLUSTER_IPS,
@@ -73,17 +77,19 @@ def test_each_port_of_each_address_has_its_own_affinity(
     first = 30100 if addresses is NODES else 80
     for address in addresses:
         node.reaches("a1", to(address, first), node.single_pod("a1", to(address, first)))
-        chosen = [node.single_pod(who, to(address, first + n)) for n in range(8)]
+        chosen = [node.single_pod(who, to(address, first + n), TRIES) for n in range(PORTS)]
         assert len(set(chosen)) > 1
-        again = [node.single_pod(who, to(address, first + n)) for n in range(8)]
+        again = [node.single_pod(who, to(address, first + n), TRIES) for n in range(PORTS)]
         assert again == chosen
 
 
 def test_each_client_has_its_own_endpoint(node: Proxied) -> None:
     node.apply(with_affinity(), *slices(*ALL))
-    targets = [f"10.96.0.1:{80 + n}" for n in range(8)]
+    targets = [f"10.96.0.1:{80 + n}" for n in range(PORTS)]
     clients = ("a1", "a2", "ext", "na")
-    chosen = {who: tuple(node.single_pod(who, target) for target in targets) for who in clients}
+    chosen = {
+        who: tuple(node.single_pod(who, target, TRIES) for target in targets) for who in clients
+    }
     assert len(set(chosen.values())) == len(clients)
 
 
@@ -98,8 +104,8 @@ def test_each_protocol_has_its_own_affinity(node: Proxied) -> None:
         endpoint_slice("web", *ALL, ports=[*MANY_AT_PODS, *at_pods], family="IPv6"),
     )
     for who, address in (("a2", CLUSTER_IPS[0]), ("ext", BALANCED_IPS[1])):
-        targets = [to(address, 80 + n) for n in range(8)]
-        by_udp = [node.single_pod(who, f"{target}/udp") for target in targets]
-        by_tcp = [node.single_pod(who, target) for target in targets]
+        targets = [to(address, 80 + n) for n in range(PORTS)]
+        by_udp = [node.single_pod(who, f"{target}/udp", TRIES) for target in targets]
+        by_tcp = [node.single_pod(who, target, TRIES) for target in targets]
         assert by_udp != by_tcp
-        assert [node.single_pod(who, f"{target}/udp") for target in targets] == by_udp
+        assert [node.single_pod(who, f"{target}/udp", TRIES) for target in targets] == by_udp
