@@ -36,6 +36,7 @@ from tests.dataplane.conntrack_service import (
     routing,
 )
 from tests.netlink.conntrack_entries import Entry, count, empty_table, insert, place
+from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.kernel
 
@@ -426,10 +427,11 @@ def test_nothing_is_read_for_tcp_alone(table: Conntrack, clock: Clock, tally: Ta
 
 
 def test_the_worker_stops_and_may_be_stopped_twice(table: Conntrack, tally: Tally) -> None:
+    before = set(threading.enumerate())
     reconciler = Reconciler(table, tally)
     reconciler.start()
-    reconciler.stop()
-    assert not [thread for thread in threading.enumerate() if thread.name == "conntrack"]
+    reconciler.stop(PATIENCE)
+    assert set(threading.enumerate()) <= before
     reconciler.stop()
 
 

@@ -16,9 +16,9 @@ import yaml
 from pyproxy.errors import UsageError
 from pyproxy.model.events import Event, InvalidObject, Synced, Upsert
 from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
-from pyproxy.source import manifest_folder
+from pyproxy.source import manifest_folder, manifests
 from pyproxy.source.manifests import ManifestSource
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 from .scripted import Pace, Recorder
 
@@ -438,7 +438,9 @@ def test_a_path_that_is_not_a_folder_is_a_usage_error(tmp_path: Path) -> None:
         ManifestSource(tmp_path / "file", "node-a", Recorder())
 
 
-def test_stop_is_prompt(tmp_path: Path) -> None:
+def test_stop_ends_the_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifests, "STOP_TIMEOUT", PATIENCE)
+    before = set(threading.enumerate())
     recorder = Recorder()
     source = ManifestSource(tmp_path, "node-a", recorder)
     source.stop()
@@ -446,4 +448,4 @@ def test_stop_is_prompt(tmp_path: Path) -> None:
     source.start()
     recorder.until(lambda seen: seen == ["="])
     source.stop()
-    assert not any(thread.name == "source-manifests" for thread in threading.enumerate())
+    assert set(threading.enumerate()) <= before
