@@ -100,6 +100,12 @@ class Monitor:
         self._socket.join(_GROUP_NFTABLES)
         self._listening = True
 
+    def keep_listening(self) -> None:
+        """Subscribe again if the last `listen` failed, and report what may have been missed."""
+        if not self._listening:
+            self.listen()
+            self.missed()
+
     def pause(self) -> None:
         """Unsubscribe until `listen`: notifications of our large transaction would overflow."""
         # To leave a group needs the same right as to join it, which a reader may lack.

@@ -47,6 +47,32 @@ def test_a_waiting_thread_ends_even_if_the_group_cannot_be_left(
     monitor.close()
 
 
+def test_it_listens_again_after_the_kernel_refused(
+    here: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(here.call(lambda: Monitor("pyproxy", 1))) as monitor:
+        monitor.listen()
+        monitor.keep_listening()
+        monitor.pause()
+        with monkeypatch.context() as patch:
+
+            def fail(self: NetlinkSocket, group: int) -> None:
+                raise KernelError("ENOMEM: a test", 12)
+
+            patch.setattr(NetlinkSocket, "join", fail)
+            for attempt in (monitor.listen, monitor.keep_listening):
+                with pytest.raises(KernelError):
+                    attempt()
+        monitor.keep_listening()
+        # Once for all that it may have missed.
+        monitor.keep_listening()
+        assert monitor.wait() == Foreign(frozenset(), "")
+        here.run(["nft", "add", "table", "inet", "pyproxy"])
+        found = monitor.wait()
+        assert found is not None
+        assert found.objects == {"table"}
+
+
 def test_descriptors_above_1023_are_watched(here: Namespace) -> None:
     with ExitStack() as stack:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -364,6 +364,7 @@ class NftablesDataplane:
 
         Return a drift if an audit has ended and found one.
         """
+        self._monitor.keep_listening()
         services = self._committed.services.values()
         self._affinity.tick(services, self._committed.node)
         self._offload.retry()
