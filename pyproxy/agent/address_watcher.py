@@ -45,6 +45,10 @@ class AddressWatcher:
                 time.sleep(_RETRY_SECONDS)
                 # Notifications may be lost, so the agent reads the addresses.
                 changed = True
+            except Exception:
+                # A bug, after which this is called again. The notifications that it has read are lost.
+                self._emit()
+                raise
             if not changed:
                 return
             self._emit()

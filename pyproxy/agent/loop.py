@@ -231,6 +231,10 @@ def _watch_drift(dataplane: DriftWatcher, emit: Callable[[Drift], None]) -> None
             time.sleep(_RETRY_SECONDS)
             # Notifications may be lost, so the agent reads the kernel back.
             drift = Drift("")
+        except Exception:
+            # A bug, after which this is called again. The notifications that it has read are lost.
+            emit(Drift(""))
+            raise
         if drift is None:
             return
         emit(drift)
@@ -257,4 +261,7 @@ def _watch_devices(dataplane: DeviceWatcher, emit: Callable[[DevicesChanged], No
         except KernelError as error:
             log.warning("cannot read notifications of network devices, retrying: %s", error)
             time.sleep(_RETRY_SECONDS)
+        except Exception:
+            emit(DevicesChanged())
+            raise
         emit(DevicesChanged())
