@@ -46,7 +46,7 @@ class AddressWatcher:
                 # Notifications may be lost, so the agent reads the addresses.
                 changed = True
             except Exception:
-                # A bug, after which this is called again. The notifications that it has read are lost.
+                # A bug, after which this is called again. The notifications are lost.
                 self._emit()
                 raise
             if not changed:
