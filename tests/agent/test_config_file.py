@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyproxy.agent.config_file import ConfigFile
+from pyproxy.agent.config_file import LONGEST_RETRY, ConfigFile
 from pyproxy.config import Settings
 from pyproxy.errors import UsageError
 
@@ -27,6 +27,36 @@ class Reader:
         name, *remarks = name.split("|")
         lines = tuple(remarks)
         return Settings(name, config_file=str(self._path), remarks=lines, file_warnings=lines)
+
+
+class ReaderOfTwo(Reader):
+    """Reads a file that names a kubeconfig, which must exist and may not be empty."""
+
+    def __call__(self) -> Settings:
+        found = super().__call__()
+        if (other := self._path.with_name(found.node_name)).name != "a":
+            if not other.exists():
+                raise UsageError(f"{other}: no such file")
+            if not other.read_text():
+                raise UsageError(f"{other}: no cluster")
+        return found
+
+
+class Looks:
+    """An agent that looks at its file every two seconds; `seconds` is its clock."""
+
+    def __init__(self, read: Reader) -> None:
+        self.seconds = 0.0
+        self.file = ConfigFile(read(), read, lambda: self.seconds)
+
+    def until_change(self, seconds: float) -> bool:
+        """Return whether a look in the next seconds finds a change, and stop at it."""
+        end = self.seconds + seconds
+        while self.seconds < end:
+            self.seconds += 2.0
+            if self.file.has_changed():
+                return True
+        return False
 
 
 @pytest.fixture
@@ -157,3 +187,51 @@ def test_a_part_of_a_file_is_not_applied(path: Path) -> None:
     assert has_changed(file)
     assert file.successor is not None
     assert file.successor.node_name == "beta"
+
+
+@pytest.mark.parametrize("late", [0.0, 2.0, 60.0, 3600.0])
+def test_an_error_in_another_file_is_over_when_that_file_is_right(
+    path: Path, late: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    read = ReaderOfTwo(path)
+    looks = Looks(read)
+    publish(path.parent, 2, "kubeconfig")
+    assert not looks.until_change(4.0 + late)
+    missing, empty = (
+        f"{path.with_name('kubeconfig')}: {text}; the configuration in force stays"
+        for text in ("no such file", "no cluster")
+    )
+    assert [each.message for each in looks.file.problems()] == [missing]
+    path.with_name("kubeconfig").write_text("")
+    assert not looks.until_change(LONGEST_RETRY + 2.0)
+    assert [each.message for each in looks.file.problems()] == [empty]
+    path.with_name("kubeconfig").write_text("now here")
+    assert looks.until_change(LONGEST_RETRY + 2.0)
+    assert looks.file.successor == Settings("kubeconfig", config_file=str(path))
+    assert looks.file.problems() == ()
+    assert caplog.messages == [missing, empty]
+
+
+def test_an_invalid_file_is_seldom_read_again(path: Path) -> None:
+    read = ReaderOfTwo(path)
+    looks = Looks(read)
+    publish(path.parent, 2, "?")
+    assert not looks.until_change(3600.0)
+    assert 3600 / LONGEST_RETRY <= read.count <= 3600 / LONGEST_RETRY + 8
+    # A new content is read at once, and the pauses begin anew.
+    publish(path.parent, 3, "kubeconfig")
+    assert not looks.until_change(4.0)
+    path.with_name("kubeconfig").write_text("now here")
+    assert looks.until_change(4.0)
+
+
+def test_a_valid_file_is_read_once(path: Path) -> None:
+    read = ReaderOfTwo(path)
+    looks = Looks(read)
+    publish(path.parent, 2, "?")
+    looks.until_change(60.0)
+    publish(path.parent, 3, "a# by hand")
+    assert not looks.until_change(4.0)
+    count = read.count
+    assert not looks.until_change(3600.0)
+    assert read.count == count
