@@ -223,14 +223,18 @@ class Client:
             return frozenset(self._servers)
 
     def follow_files(self) -> None:
-        """Break all connections if a file of the credentials has changed since the last call.
+        """Read changed files of the credentials, and break all connections if they are valid.
 
-        The next request of each thread then reads the files and goes to the server that they name.
-        Without this, a watch would stay at the previous server for minutes. Any thread; does not
-        block for long.
+        The next request of each thread then goes to the server that they name. Without this, a
+        watch would stay at the previous server for minutes. Invalid files break no connection, and
+        the next call reads them again: the error may be in a file that Access does not know yet.
+        Any thread; does not block for long.
         """
-        # Another thread may have read them already, so these are not the states of `_access`.
-        files = self._access.files_now()
+        with self._reloading:
+            if self._access.files != self._access.files_now():
+                self._reload()
+            # A request may have read them before.
+            files = self._access.files
         if files != self._files:
             self._files = files
             self.interrupt()

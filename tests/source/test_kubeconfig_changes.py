@@ -83,6 +83,46 @@ def test_a_server_that_moves(tmp_path: Path, change: Callable[[Path, str, Client
             assert client.hosts == (new.url,)
 
 
+@pytest.mark.parametrize("request_between", [False, True], ids=["", "request-between"])
+def test_a_ca_that_arrives_after_the_kubeconfig(
+    tmp_path: Path,
+    request_between: bool,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The look after the CA is there ends the watches, also if a request has read it before."""
+    path, authority = tmp_path / "kubeconfig", tmp_path / "new.crt"
+    crt, key = certificate(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(crt, key)
+    with serving(server_with("old")) as old, serving(server_with("new"), tls=context) as new:
+        client = connect(write(path, kubeconfig(old.url)), "")
+        with following(client) as recorder:
+            recorder.until(lambda seen: seen == ["+old", "=old"])
+            write(path, kubeconfig(new.url, cluster={"certificate-authority": str(authority)}))
+            interrupts = []
+
+            def interrupt() -> None:
+                interrupts.append(client.hosts)
+                Client.interrupt(client)
+
+            monkeypatch.setattr(client, "interrupt", interrupt)
+            for _ in range(20):
+                client.follow_files()
+            assert client.hosts == (old.url,)
+            assert interrupts == []
+            (line,) = caplog.messages
+            assert str(authority) in line
+            authority.write_bytes(crt.read_bytes())
+            if request_between:
+                client.get("/api/v1/services", {}, 5).close()
+                client.get("/api/v1/services", {}, 5).close()
+            for _ in range(3):
+                client.follow_files()
+            recorder.until(lambda seen: seen[-2:] == ["+new", "=new"])
+            assert interrupts == [(new.url,)]
+
+
 def test_a_swap_of_a_config_map(tmp_path: Path) -> None:
     """A kubelet writes a new folder, and swaps the symbolic link to it."""
     for name in ("1", "2"):
