@@ -97,7 +97,10 @@ def _read_policies() -> tuple[tuple[Policy, ...], tuple[str, ...], tuple[str, ..
             )
             try:
                 blocked = read_default(kernel.get(get_default()))
-            except KernelError:  # a kernel before 5.15 has no default but to accept
+            except KernelError as error:
+                # A kernel before 5.15 has no such request, and no default but to accept.
+                if error.errno != errno.EINVAL:
+                    raise
                 blocked = []
     except KernelError as error:
         # A kernel without IPsec has no such protocol.

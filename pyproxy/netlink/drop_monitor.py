@@ -15,6 +15,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pyproxy.errors import KernelError, PermissionKernelError, StaleStateError, TransientKernelError
@@ -82,6 +83,10 @@ class DropMonitor:
         if self._started:
             self._started = False
             self._control.stop(self._before)
+        elif self._before != _DEFAULTS:
+            # Refused without harm if another program has switched it on.
+            with suppress(KernelError):
+                self._control.configure(self._before)
         self._socket.close()
         self._control.close()
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from pyproxy.errors import KernelError
+from pyproxy.errors import KernelError, TransientKernelError
 from pyproxy.model.address import Address, Family, Mark, Network, Port, Protocol, family_of
 from pyproxy.netlink.attributes import attribute, attribute_map, text
 from pyproxy.netlink.requests import Request, Requests
@@ -124,7 +124,7 @@ class Routing:
     def route(self, query: RouteQuery, *, match: bool = False) -> RouteReply:
         """Return the route of a packet; with `match` that of the routing table, with its prefix.
 
-        A refusal is a reply with its errno.
+        A refusal is a reply with its errno. Raises TransientKernelError for an error that is none.
         """
         family = family_of(query.destination)
         # IPv6 always returns the table, and rejects the flag that asks for it.
@@ -134,6 +134,8 @@ class Routing:
         body = _RTMSG.pack(_AF[family], family.bits, source_bits, 0, 0, 0, 0, 0, flags)
         try:
             replies = self._requests.get(Request(_GETROUTE, 0, body + _pack_query(query)))
+        except TransientKernelError:
+            raise
         except KernelError as error:
             return RouteReply(error=error.errno or errno.EINVAL)
         return _read_route(replies)

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyproxy_lab.namespace import Namespace
 
+from pyproxy.errors import TransientKernelError
 from pyproxy.model.address import Family, Mark, Port, Protocol, parse_address, parse_network
 from pyproxy.netlink import routing
 from pyproxy.netlink.conntrack_statistics import ConntrackCounters, read_counters
@@ -218,3 +219,15 @@ def test_no_reply_raises(replies: list[bytes]) -> None:
         list(routing._read_refusing(views, family))
     routing._read_route(views)
     list(read_links(views))
+
+
+def test_an_error_that_passes_is_no_refusal_of_a_packet(
+    here: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*_: object) -> list[memoryview]:
+        raise TransientKernelError("ENOBUFS: a test", errno.ENOBUFS)
+
+    with closing(here.call(Routing)) as opened:
+        monkeypatch.setattr(Requests, "get", busy)
+        with pytest.raises(TransientKernelError):
+            opened.route(RouteQuery(POD))
