@@ -69,8 +69,8 @@ def frames(chunks: Iterable[bytes], limit: int = LARGEST_FRAME) -> Iterator[byte
 def event(frame: bytes) -> ProtobufEvent:
     """Decode one event of a watch.
 
-    Raises GoneError or ApiStatusError for an event of type ERROR, MalformedResponseError for bytes
-    that are not an event.
+    Raises GoneError or WatchStatusError for an event of type ERROR, MalformedResponseError for
+    bytes that are not an event.
     """
     if (kind := _TYPES.get(frame[: frame[1] + 3] if len(frame) > 1 else b"")) is not None:
         # The form that Go writes, without the calls for a parser's messages and their fields.

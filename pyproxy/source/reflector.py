@@ -2,7 +2,8 @@
 
 The state is one resourceVersion. With a version, a watch continues from it. Without one, the
 objects are listed: by a watch with sendInitialEvents, or in pages if the server does not support
-that. A watch that ends continues from its last version without a new list, except after a 410.
+that. A watch that ends continues from its last version without a new list, except after a 410 and
+when watches from that version keep failing.
 
 Facts: the Kubernetes API concepts on watches, bookmarks, streaming lists, and chunked lists.
 kube-apiserver sends bookmarks every 60 to 75 seconds, and 2 seconds before timeoutSeconds. An idle
@@ -11,12 +12,13 @@ watch that silence ends would have neither, so watches that follow it are shorte
 
 from __future__ import annotations
 
+import enum
 import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from urllib3 import BaseHTTPResponse
@@ -40,7 +42,13 @@ from pyproxy.source.media_types import DEFAULT_ACCEPT, JSON_TYPE
 from pyproxy.source.object_events import ObjectEvents, Resource
 from pyproxy.source.outages import OutageLog
 from pyproxy.source.retry import Clock, RequestPacing
-from pyproxy.source.stream import ConnectionLostError, GoneError, MalformedResponseError
+from pyproxy.source.stream import (
+    ConnectionLostError,
+    GoneError,
+    MalformedResponseError,
+    WatchStatusError,
+)
+from pyproxy.source.watch_failures import WatchFailures
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +81,33 @@ _WRONG_VERSION = frozenset({400, 404, 422, 504})
 _UNUSABLE = (MalformedResponseError, TooLargeError)
 """Errors after which the content of responses is in doubt, so that a new list is needed."""
 
+_LATE = (ConnectionLostError, TooSlowError, WatchStatusError)
+"""Errors after the head of a response."""
+
 _READ_SIZE = 1 << 16
+
+
+class _Proof(enum.IntEnum):
+    """A success, by how much it proves: each also proves what those before it do."""
+
+    HEAD = 0
+    """A response with status 200."""
+    CONTENT = 1
+    """A complete list, or an event."""
+    CHANGE = 2
+    """An event with a newer version."""
+
+
+class _GivenUp(NamedTuple):
+    """A version before a list because of failed watches.
+
+    `moves` is the client's count at the list of that version, and `needed` the success that would
+    have ended the failure.
+    """
+
+    version: str
+    moves: int
+    needed: _Proof
 
 
 class ReflectorContext(msgspec.Struct, frozen=True):
@@ -109,8 +143,13 @@ class Reflector:
         # The client's count of moves when the list began.
         self._moves = context.client.moves
         self._mode = ListMode()
-        # Whether the last watch failed after its head, so that a good head proves nothing.
-        self._suspect = False
+        # The success that ends the present failure. After a watch with an invalid event or an error
+        # neither a good head nor a list proves anything.
+        self._needed = _Proof.HEAD
+        self._failures = WatchFailures()
+        # Watched again if the list fails too: then the server has an outage, and if all nodes
+        # listed at its end, they would be the next one.
+        self._given_up: _GivenUp | None = None
         # Whether the last watches had no object, and one of them not even a bookmark.
         self._idle = False
         self._lost_connections = 0
@@ -136,7 +175,7 @@ class Reflector:
                 failed = error
             except Exception:
                 # A fault in pyproxy: Worker logs it and calls `run` again. A change may be lost.
-                self._version = ""
+                self._version, self._given_up = "", None
                 raise
             # `stop` breaks requests in progress, which is no outage.
             if not stopping.is_set() and (delay := self._delay(watching, failed)):
@@ -151,7 +190,7 @@ class Reflector:
             self._handle_error(failed)
             lists = not self._version and (had_version or isinstance(failed, _UNUSABLE))
             delay = max(delay, self._pacing.after_failure(failed, lists=lists))
-            if had_version and isinstance(failed, GoneError):
+            if had_version and not self._version:
                 delay = max(delay, self._pacing.before_relist(now))
             elif _is_outage(failed):
                 self._pacing.note_outage(now)
@@ -167,8 +206,7 @@ class Reflector:
         }
         if self._version:
             response, form = self._get(query | {"resourceVersion": self._version}, context.silence)
-            if not self._suspect:
-                context.outages.succeeded(self.resource.kind)
+            self._note_proof(_Proof.HEAD)
             with closing(response):
                 for frame in form.frames(self._chunks(response)):
                     self._apply(form, form.event(frame))
@@ -261,8 +299,11 @@ class Reflector:
         self._check_version(version)
         self._objects.complete(names)
         self._version = version
+        self._failures.clear()
         self._mode.completed()
-        self._note_success()
+        self._note_success(_Proof.CONTENT)
+        if self._given_up is not None:
+            self._needed, self._given_up = self._given_up.needed, None
 
     def _apply(
         self, form: Format, event: WatchEvent, listing: set[ObjectName] | None = None
@@ -301,31 +342,41 @@ class Reflector:
         if stream.is_older(version, self._version):
             raise GoneError(f"the server went from version {self._version} back to {version}")
         self._check_version(version)
-        self._version = version or self._version
+        proof = _Proof.CONTENT
+        if version and version != self._version:
+            self._version = version
+            self._failures.clear()
+            proof = _Proof.CHANGE
         self._pacing.note_event()
-        self._note_success()
+        self._note_success(proof)
 
     def _check_version(self, version: str) -> None:
         if len(version) > LONGEST_VERSION:
             text = f"a resourceVersion of {len(version)} characters"
             raise MalformedResponseError(f"{self.resource.path}: {text}")
 
-    def _note_success(self) -> None:
-        """Note that the server works."""
+    def _note_success(self, proof: _Proof) -> None:
+        """Note that the server works, by an event or a complete list."""
         self._lost_connections = 0
-        self._suspect = False
         self._pacing.note_recovery()
-        self._context.outages.succeeded(self.resource.kind)
+        self._note_proof(proof)
+
+    def _note_proof(self, proof: _Proof) -> None:
+        """Note the end of a failure, if this success proves it."""
+        if proof >= self._needed:
+            self._needed = _Proof.HEAD
+            self._context.outages.succeeded(self.resource.kind)
 
     def _handle_error(self, error: SourceError) -> None:
         """Choose the next request, and log the error unless it is a normal one."""
         kind = self.resource.kind
         if isinstance(error, GoneError):
             log.info("%s: listing again: %s", kind.value, error)
-            self._version = ""
+            self._version, self._given_up = "", None
             self._mode.require_newest()
             return
-        if isinstance(error, ConnectionLostError):
+        keeps_failing = bool(self._version) and self._failures.note(error)
+        if isinstance(error, ConnectionLostError) and not keeps_failing:
             self._lost_connections += 1
             if self._lost_connections < 2:  # a server that restarts closes its connections once
                 log.debug("%s: %s", kind.value, error)
@@ -344,10 +395,22 @@ class Reflector:
             self._mode.streaming = False
             return
         unusable = isinstance(error, _UNUSABLE)
-        if unusable or status in _WRONG_VERSION:
-            self._version = ""
+        if self._needed is not _Proof.CHANGE:
+            is_late = unusable or isinstance(error, _LATE)
+            self._needed = _Proof.CONTENT if is_late else _Proof.HEAD
+        if self._version and (unusable or isinstance(error, WatchStatusError)):
+            self._needed = _Proof.CHANGE
+        if self._given_up is not None and _is_outage(error):
+            self._version, self._moves, self._needed = self._given_up
+            self._given_up = None
+            self._failures.clear()
+        elif unusable or status in _WRONG_VERSION:
+            self._version, self._given_up = "", None
             self._mode.require_newest()
-        self._suspect = unusable or isinstance(error, ConnectionLostError | TooSlowError)
+        elif keeps_failing:
+            self._given_up = _GivenUp(self._version, self._moves, self._needed)
+            self._version, self._needed = "", _Proof.CHANGE
+            self._mode.require_newest()
         self._context.outages.failed(kind, error)
 
     def _get(

@@ -40,6 +40,10 @@ class MalformedResponseError(SourceError):
     """A response with status 200 that is not what the API sends."""
 
 
+class WatchStatusError(ApiStatusError):
+    """An event of type ERROR ended a watch, for another reason than 410 Gone."""
+
+
 def lines(chunks: Iterable[bytes], limit: int = LARGEST_FRAME) -> Iterator[memoryview]:
     """Split chunks into lines without the empty ones.
 
@@ -72,8 +76,8 @@ def lines(chunks: Iterable[bytes], limit: int = LARGEST_FRAME) -> Iterator[memor
 def event(line: memoryview) -> wire.WatchEvent:
     """Decode one line of a watch.
 
-    Raises GoneError or ApiStatusError for an event of type ERROR, MalformedResponseError for a line
-    that is not an event.
+    Raises GoneError or WatchStatusError for an event of type ERROR, MalformedResponseError for a
+    line that is not an event.
     """
     try:
         found = _EVENT.decode(line)
@@ -84,14 +88,14 @@ def event(line: memoryview) -> wire.WatchEvent:
     return found
 
 
-def error_event(status: wire.Status) -> GoneError | ApiStatusError:
+def error_event(status: wire.Status) -> GoneError | WatchStatusError:
     """Return the exception for an event of type ERROR."""
     reason = " ".join((status.message or status.reason or "unknown error").split())
     text = f"a watch ended: {reason}"
     # The head of a watch was 200, so a version that has expired since is reported by an event.
     if status.code == 410 or status.reason in {"Expired", "Gone"}:
         return GoneError(text)
-    return ApiStatusError(text, status.code or 500)
+    return WatchStatusError(text, status.code or 500)
 
 
 def bookmark(raw: Raw) -> wire.Meta:

@@ -90,8 +90,13 @@ def _growing() -> Script:
     return _paged_then(watch)
 
 
+def _broken(exchange: Exchange) -> None:
+    stream(exchange, BROKEN, hold=False)
+
+
 EXPIRED = ("ERROR", {"kind": "Status", "code": 410, "reason": "Expired"})
 BROKEN = ("ERROR", {"kind": "Status", "code": 500, "message": "broken"})
+BUSY = ("ERROR", {"kind": "Status", "code": 429, "message": "busy"})
 BACK = ("MODIFIED", a_service("a", "7"))
 LONG = ("MODIFIED", a_service("a", "9" * (LONGEST_VERSION + 1)))
 ODD = ("NEWS", a_service("a", "101"))
@@ -104,8 +109,11 @@ LIES: dict[str, tuple[Script, bool]] = {
     "versions without an end": (_listed_then(LONG), True),
     "unknown types": (_listed_then(ODD), True),
     "410 to each request": (lambda exchange: exchange.fail(410), True),
-    "error events": (_listed_then(BROKEN), False),
-    "an event, then an error": (_listed_then(bookmark("101"), BROKEN), False),
+    "error events": (_listed_then(BROKEN), True),
+    "error events after pages": (_paged_then(_broken), True),
+    "an event, then an error": (_listed_then(bookmark("101"), BROKEN), True),
+    "500 to each watch": (_paged_then(lambda exchange: exchange.fail(500)), True),
+    "error events with 429": (_listed_then(BUSY), False),
     "watches end at once": (_listed_then(), False),
     "watches end after an event": (_listed_then(("MODIFIED", a_service("a", "101"))), False),
     "watches end after a bookmark": (_listed_then(bookmark("101")), False),
