@@ -43,8 +43,8 @@ class ApiMetrics:
         )
         self._events = Counter(
             "pyproxy_events_total",
-            "Events by outcome: posted, known (another node was first), refused by the API server, "
-            "or dropped because there were too many",
+            "Events by outcome: posted, known (another node was first), refused by the API server "
+            "or after 12 attempts to reach it, or dropped because there were too many",
             ("outcome",),
             registry=registry,
         )

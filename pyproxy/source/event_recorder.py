@@ -1,7 +1,8 @@
 """Kubernetes Events about invalid objects, shown by `kubectl describe`.
 
 One thread posts them through events.k8s.io/v1; nothing waits for it. Events beyond the queue or the
-limits, and those that the API server rejects, are dropped and counted.
+limits, and those that the API server rejects, are dropped and counted. While the server cannot be
+reached or is overloaded, the thread pauses, and the Events wait: a problem is reported only once.
 
 Ten thousand nodes find the same error in the same Service. The name of an Event is a digest of its
 content, so the first node creates the Event and the others get a cheap 409. Each node posts after a
@@ -30,8 +31,9 @@ from pyproxy.errors import Problem, SourceError
 from pyproxy.metrics.api import ApiMetrics
 from pyproxy.model.objects import Kind
 from pyproxy.rate_limits import BucketTable, Rate, TokenBucket
+from pyproxy.source.body import TooLargeError
 from pyproxy.source.client import ApiStatusError, Client
-from pyproxy.source.retry import Clock, SystemClock
+from pyproxy.source.retry import ApiBackoff, Clock, SystemClock
 from pyproxy.workers import Worker
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ STOP_TIMEOUT = 1.0
 
 _TIMEOUT = 10.0
 _EXISTS = 409
+_TOO_MANY_REQUESTS = 429
 _API_VERSIONS = {
     Kind.SERVICE.value: "v1",
     Kind.ENDPOINT_SLICE.value: "discovery.k8s.io/v1",
@@ -66,6 +69,9 @@ class Limits(msgspec.Struct, frozen=True):
     At most `queue` Events wait. Each is delayed by up to `spread` seconds, or by up to
     `longest_spread` while other nodes post the same Events first. `rate` is that of all posts.
     Events beyond the rates of their object or of their namespace are dropped.
+
+    After a failure that may pass, nothing is posted for up to `first_pause` seconds, doubled at
+    each further failure up to `longest_pause`. An Event is posted `attempts` times at most.
     """
 
     queue: int = 100
@@ -74,6 +80,11 @@ class Limits(msgspec.Struct, frozen=True):
     rate: Rate = Rate(25, 60.0)
     per_object: Rate = Rate(5, 300.0)
     per_namespace: Rate = Rate(10, 120.0)
+    # As in client-go.
+    attempts: int = 12
+    # As the spread, because all nodes lose the same server at the same moment.
+    first_pause: float = 10.0
+    longest_pause: float = 120.0
 
 
 DEFAULT_LIMITS = Limits()
@@ -108,6 +119,16 @@ class _Event(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     reporting_instance: str
 
 
+class _Queued(msgspec.Struct, frozen=True, order=True):
+    """An Event that waits until `due`; `number` is unique."""
+
+    due: float
+    # The heap compares these numbers before it would compare Events, which have no order.
+    number: int
+    event: _Event
+    failures: int = 0
+
+
 class EventRecorder:
     """Posts Events about Problems on behalf of the node `node_name`.
 
@@ -130,13 +151,14 @@ class EventRecorder:
         self._clock = clock or SystemClock()
         self._random = SystemRandom()
         self._lock = threading.Lock()
-        # The heap compares these numbers before it would compare Events, which have no order.
         self._numbers = itertools.count()
-        self._queue: list[tuple[float, int, _Event]] = []
+        self._queue: list[_Queued] = []
         self._objects = BucketTable(limits.per_object, _REMEMBERED)
         self._namespaces = BucketTable(limits.per_namespace, _REMEMBERED)
         self._bucket = TokenBucket(limits.rate)
         self._spread = limits.spread
+        self._backoff = ApiBackoff(self._random, limits.first_pause, limits.longest_pause)
+        self._paused_until = 0.0
         self._logged: set[str] = set()
         self._wake = threading.Event()
         self._stopping = False
@@ -212,7 +234,7 @@ class EventRecorder:
             fits = len(self._queue) < self._limits.queue and self._within_limits(event, now)
             if fits:
                 due = now + self._random.uniform(0, self._spread)
-                heapq.heappush(self._queue, (due, next(self._numbers), event))
+                heapq.heappush(self._queue, _Queued(due, next(self._numbers), event))
         if fits:
             self._wake.set()
         else:
@@ -234,47 +256,81 @@ class EventRecorder:
         while not self._stopping:
             # Cleared before the queue is read: an Event that is added after the read sets it again.
             self._wake.clear()
-            event, delay = self._next()
-            if event is None:
+            queued, delay = self._next()
+            if queued is None:
                 self._clock.wait(self._wake, delay)
             else:
-                self._post(event)
+                self._post(queued)
 
-    def _next(self) -> tuple[_Event | None, float]:
+    def _next(self) -> tuple[_Queued | None, float]:
         """Return the next Event that is due, or None and the seconds until there may be one."""
         now = self._clock.now()
         with self._lock:
             if not self._queue:
                 return None, 3600.0
-            delay = max(self._queue[0][0] - now, self._bucket.wait(now))
+            due = max(self._queue[0].due, self._paused_until)
+            delay = max(due - now, self._bucket.wait(now))
             if delay > 0:
                 return None, delay
+            # Failures take tokens too: nodes post at the same rate to a server that fails.
             self._bucket.take(now)
-            return heapq.heappop(self._queue)[2], 0.0
+            return heapq.heappop(self._queue), 0.0
 
-    def _post(self, event: _Event) -> None:
+    def _post(self, queued: _Queued) -> None:
+        event = queued.event
         path = f"/apis/events.k8s.io/v1/namespaces/{quote(event.metadata.namespace)}/events"
         try:
             self._client.post(path, msgspec.json.encode(event), _TIMEOUT)
         except SourceError as error:
+            if _may_pass(error):
+                self._post_later(queued, error)
+                return
+            self._backoff.reset()
             if isinstance(error, ApiStatusError) and error.status == _EXISTS:
-                self._metrics.event("known")
                 # Many nodes post the same Events, so this one leaves them more time to be first.
                 self._set_spread(2 * self._spread)
+                self._metrics.event("known")
                 return
+            self._log_once(error, "dropping it")
             self._metrics.event("refused")
-            kind = f"{type(error).__name__} {getattr(error, 'status', '')}"
-            if kind not in self._logged:
-                log.debug("cannot post an Event, dropping it: %s", error)
-                self._logged.add(kind)
         else:
-            self._metrics.event("posted")
+            self._backoff.reset()
             self._set_spread(self._spread / 2)
+            self._metrics.event("posted")
+
+    def _post_later(self, queued: _Queued, error: SourceError) -> None:
+        """Put an Event back, unless it failed often or the queue is full; pause all posts."""
+        self._log_once(error, "trying again later")
+        failures = queued.failures + 1
+        with self._lock:
+            self._paused_until = self._clock.now() + self._backoff.next(error)
+            fits = len(self._queue) < self._limits.queue
+            is_last = failures >= self._limits.attempts
+            if fits and not is_last:
+                # Behind Events that are due, so that one that fails always does not block them.
+                again = _Queued(self._paused_until, next(self._numbers), queued.event, failures)
+                heapq.heappush(self._queue, again)
+                return
+        self._metrics.event("refused" if is_last else "dropped")
+
+    def _log_once(self, error: SourceError, reaction: str) -> None:
+        kind = f"{type(error).__name__} {getattr(error, 'status', '')}"
+        if kind not in self._logged:
+            log.debug("cannot post an Event, %s: %s", reaction, error)
+            self._logged.add(kind)
 
     def _set_spread(self, seconds: float) -> None:
         with self._lock:
             limits = self._limits
             self._spread = max(limits.spread, min(seconds, limits.longest_spread))
+
+
+def _may_pass(error: SourceError) -> bool:
+    """Return whether the same request may succeed later."""
+    if isinstance(error, ApiStatusError):
+        return error.status == _TOO_MANY_REQUESTS or error.status >= 500
+    # The Event exists if the response to it was too large.
+    return not isinstance(error, TooLargeError)
 
 
 def _regarding(kind: str, name: str, uid: str) -> _Regarding | None:

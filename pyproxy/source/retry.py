@@ -62,10 +62,15 @@ class SystemClock:
 
 
 class ApiBackoff:
-    """The delays between requests to an API server that fails, as in client-go with full jitter."""
+    """The delays between requests to an API server that fails, as in client-go with full jitter.
 
-    def __init__(self, random: Random) -> None:
-        self._backoff = Backoff(FIRST_DELAY, LONGEST_DELAY, random)
+    `first` and `longest` are the ceilings of the first delay and of the longest one in seconds.
+    """
+
+    def __init__(
+        self, random: Random, first: float = FIRST_DELAY, longest: float = LONGEST_DELAY
+    ) -> None:
+        self._backoff = Backoff(first, longest, random)
 
     def next(self, error: SourceError) -> float:
         """Return the seconds to wait after this failure, the server's Retry-After included."""

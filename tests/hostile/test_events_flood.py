@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from functools import partial
 
 import msgspec
@@ -10,6 +11,7 @@ import pytest
 from pyproxy.errors import Problem, ProblemReason
 from pyproxy.metrics import Metrics
 from pyproxy.rate_limits import Rate
+from pyproxy.source.client import UnreachableError
 from pyproxy.source.event_recorder import DEFAULT_LIMITS, EventRecorder, Limits
 from tests.source.scripted import Exchange, serving
 from tests.source.test_event_recorder import StandingClock, announced, outcomes, recording
@@ -30,7 +32,7 @@ def accepted(recorder: EventRecorder) -> int:
 
 
 def names(recorder: EventRecorder) -> set[str]:
-    return {event.metadata.name for _, _, event in recorder._queue}
+    return {queued.event.metadata.name for queued in recorder._queue}
 
 
 def test_one_object_with_ever_new_problems() -> None:
@@ -131,9 +133,9 @@ def test_an_event_about_an_invalid_name_is_not_posted(name: str) -> None:
 def test_the_longest_note_is_within_the_servers_limit() -> None:
     with recording(NOWHERE, Limits(spread=1e9)) as (recorder, _):
         recorder.record_problem(problem("shop/web", "é\ud800\n" * 10_000))
-        ((_, _, event),) = recorder._queue
-    assert len(event.note.encode()) <= 1024
-    msgspec.json.encode(event)
+        (queued,) = recorder._queue
+    assert len(queued.event.note.encode()) <= 1024
+    msgspec.json.encode(queued.event)
 
 
 def test_a_server_that_denies_everything_is_asked_at_the_same_rate() -> None:
@@ -146,3 +148,48 @@ def test_a_server_that_denies_everything_is_asked_at_the_same_rate() -> None:
         burst = DEFAULT_LIMITS.rate.burst
         until(lambda: outcomes(metrics).get("refused", 0) == burst)
         assert not announced(server.seen, more_than=burst)
+
+
+class Outage:
+    """A server that is away until `back_at`; notes the times of all posts after that."""
+
+    def __init__(self, back_at: float) -> None:
+        self.back_at = back_at
+        self.seconds = 0.0
+        self.posts: list[float] = []
+
+    def now(self) -> float:
+        return self.seconds
+
+    def wait(self, stopping: object, seconds: float) -> None:
+        raise AssertionError("no thread runs")
+
+    def post(self, path: str, body: bytes, timeout: float) -> bytes:
+        if self.seconds < self.back_at:
+            raise UnreachableError("Connection refused")
+        self.posts.append(self.seconds)
+        return b""
+
+
+@pytest.mark.parametrize("length", [5.0, 60.0, 400.0])
+def test_many_nodes_spread_their_events_over_the_time_after_an_outage(length: float) -> None:
+    outage, nodes = Outage(length), 300
+    agents = []
+    for number in range(nodes):
+        agents.append(EventRecorder(outage, f"n{number}", Metrics().api, clock=outage))  # type: ignore[arg-type]
+        agents[-1].record_start()
+        agents[-1].record_problem(problem("shop/web"))
+    turns = [(0.0, number) for number in range(nodes)]
+    while turns:
+        outage.seconds, number = heapq.heappop(turns)
+        queued, delay = agents[number]._next()
+        if queued is not None:
+            agents[number]._post(queued)
+        if agents[number]._queue:
+            heapq.heappush(turns, (outage.seconds + delay, number))
+    # No Event is lost, and all are posted soon.
+    assert len(outage.posts) == 2 * nodes
+    assert max(outage.posts) <= length + DEFAULT_LIMITS.longest_pause
+    # At the start of a fleet, all are posted within 10 s.
+    busiest = max(sum(at <= each < at + 1 for each in outage.posts) for at in outage.posts)
+    assert busiest <= 2 * nodes / 4
