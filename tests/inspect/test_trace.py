@@ -16,7 +16,7 @@ from pyproxy_lab.probe import probe
 from pyproxy.model.destination import parse_destination
 from tests.agent.live import endpoint_slice, service
 from tests.inspect.node import NAMESPACE, SITE, CommandResult, InspectedNode
-from tests.waiting import RESPONSE_TIMEOUT
+from tests.waiting import PATIENCE, RESPONSE_TIMEOUT
 
 WEB = "10.96.0.10"
 TO = f"{WEB}:80"
@@ -176,7 +176,7 @@ def test_the_trace_table_is_removed_after_any_signal(
     try:
         web.until(lambda: TABLE in web.nft("list tables"), "the trace table exists")
         os.kill(process.pid, signal_number)
-        process.communicate(timeout=20)
+        process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     assert process.returncode == (-9 if signal_number is signal.SIGKILL else 130)

@@ -28,13 +28,13 @@ def left_by(pid: int) -> list[Path]:
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
 @packets
 def test_the_demo_passes_and_leaves_nothing() -> None:
     with subprocess.Popen([*PYPROXY, "lab", "demo"], stdout=subprocess.PIPE, text=True) as demo:
-        output, _ = demo.communicate(timeout=60)
+        output, _ = demo.communicate(timeout=300)
     assert demo.returncode == 0, output
     assert "requests, none failed" in output
     assert "refused at once" in output
@@ -54,7 +54,7 @@ def test_an_interrupted_demo_leaves_nothing(number: signal.Signals) -> None:
                 break
         assert left_by(demo.pid)
         demo.send_signal(number)
-        demo.communicate(timeout=60)
+        demo.communicate(timeout=300)
     assert demo.returncode == 130
     assert not left_by(demo.pid)
 

@@ -72,6 +72,7 @@ class Held:
 
     def __exit__(self, *_: object) -> None:
         self.stopping.set()
+        until(lambda: threads() == 0, "the thread ends")
 
 
 def test_an_object_waits_once_its_budget_is_used_up_and_the_newest_version_wins() -> None:
