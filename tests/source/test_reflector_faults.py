@@ -88,7 +88,8 @@ def test_a_silent_watch_continues_from_its_last_version() -> None:
         serving(services(script)) as server,
         following(server.url, silence=0.1) as (recorder, _),
     ):
-        assert recorder.until(lambda seen: "+a" in seen) == ["=", "+a"]
+        # A second +a may follow the first after another silence.
+        assert recorder.until(lambda seen: "+a" in seen)[:2] == ["=", "+a"]
 
 
 def test_a_server_that_never_responds() -> None:
@@ -98,7 +99,7 @@ def test_a_server_that_never_responds() -> None:
     ):
         until(lambda: len(server.requests_for(SERVICES)) > 2)
         server.script = quiet
-        recorder.until(lambda seen: seen == ["="])
+        recorder.until(lambda seen: seen[:1] == ["="])
 
 
 @pytest.mark.parametrize(("status", "retry_after"), [(500, ""), (429, "7"), (503, "soon")])
