@@ -96,6 +96,12 @@ class CommittedState(Generic[R]):
             if self.users[row] <= 0:
                 del self.users[row]
 
+    def keep(self, routings: Mapping[ObjectName, ServiceRouting]) -> None:
+        """Record routings that a commit of all Services has left in the kernel."""
+        self.services.update(routings)
+        for routing in routings.values():
+            self.users.update(self._shared_rows(routing))
+
 
 def replace(state: dict[K, V], changes: Mapping[K, V | None]) -> None:
     """Apply changes to a state; None removes a key, known or not."""

@@ -39,7 +39,7 @@ from pyproxy.dataplane.ipvs.ruleset import Options
 from pyproxy.dataplane.ipvs.schema import ADDRESSES_ON_DEVICE, SERVERS, VIRTUALS, ServerKey, Table
 from pyproxy.dataplane.nft.rows import SharedRow, node_rows
 from pyproxy.errors import KernelError
-from pyproxy.model.address import FAMILIES, Address, Family
+from pyproxy.model.address import FAMILIES, Address, Backend, Family, family_of
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.ipvs import Timeouts, Virtual
 from pyproxy.policy.routing import ServiceRouting
@@ -182,7 +182,7 @@ class IpvsDataplane:
         here = self._kernel.addresses()
         self._node_addresses = here.others
         held[ADDRESSES_ON_DEVICE] = dict.fromkeys(here.ours, b"")
-        self._read_ipvs(held, here.ours)
+        foreign = self._read_ipvs(held, here.ours)
         routings = {routing.name: routing for routing in services}
         marks = assign_marks(routings.values(), held, self._marks)
         wanted: Table = {**node_rows(node.pod_networks)}
@@ -214,6 +214,7 @@ class IpvsDataplane:
             node=node,
             reload=reload,
             device=not here.device,
+            foreign=foreign,
         )
 
     def plan_repair(self, sets: frozenset[str] | None) -> IpvsPlan | None:  # noqa: ARG002
@@ -315,7 +316,8 @@ class IpvsDataplane:
 
     def _read_ipvs(
         self, held: Table, on_device: frozenset[Address], *, servers: bool = True
-    ) -> None:
+    ) -> frozenset[Virtual]:
+        """Add our virtual services and their servers to a table; return those of other programs."""
         # Virtual services of node ports have the node's addresses, which are not on the device: the
         # table's elements identify them.
         listed = frozenset(
@@ -327,9 +329,10 @@ class IpvsDataplane:
         if self._poller is None:
             # Before the first commit those of kube-proxy's node ports are taken over as well.
             listed |= frozenset(self._adopts())
+        everything = self._kernel.virtuals()
         found = {
             virtual: how
-            for virtual, how in self._kernel.virtuals().items()
+            for virtual, how in everything.items()
             if is_ours(virtual, on_device, listed, self._options.exclude_networks)
         }
         held[VIRTUALS] = {**found}
@@ -339,6 +342,7 @@ class IpvsDataplane:
                 for virtual in found
                 for server in self._kernel.servers(virtual)
             }
+        return frozenset(everything.keys() - found.keys())
 
     def _rows_of(self, plan: IpvsPlan, name: ObjectName) -> Table:
         rows: Table = {}
@@ -346,12 +350,23 @@ class IpvsDataplane:
             self._add(old, self._marks, rows)
         if new := plan.services.get(name):
             self._add(new, plan.marks, rows)
-        growth = self._committed.growth_of(name, plan.services, whole=plan.whole)
-        for (set_name, key), by in growth.items():
-            # Shared rows that it keeps stay, and those that only it needs are not added.
-            if by < 0 or plan.shared.get((set_name, key), 0) <= by:
-                rows.setdefault(set_name, {})[key] = b""
+        for set_name, key in self._own_shared_rows(plan, name):
+            rows.setdefault(set_name, {})[key] = b""
+            if set_name == ADDRESSES_ON_DEVICE:
+                # `draining` derives this row: the rules know the addresses on the device.
+                derived = schema.ADDRESSES.of(family_of(Address(key)))
+                rows.setdefault(derived, {})[key] = b""
         return rows
+
+    def _own_shared_rows(self, plan: IpvsPlan, name: ObjectName) -> Iterator[SharedRow]:
+        """Yield the shared rows that a Service needs, or needed, and no other does."""
+        growth = self._committed.growth_of(name, plan.services, whole=plan.whole)
+        for row, by in growth.items():
+            # Shared rows that it keeps stay, and those that only it needs are not added.
+            if by < 0 or plan.shared.get(row, 0) <= by:
+                yield row
+        if plan.whole and (old := self._committed.services.get(name)):
+            yield from (row for row in shared_rows(old) if not plan.shared.get(row, 0))
 
     def _may_block(self, virtual: Virtual) -> bool:
         """Return whether a program or another machine may use a virtual service's address."""
@@ -380,15 +395,39 @@ class IpvsDataplane:
 
     def _remember(self, plan: IpvsPlan, failures: tuple[Failure, ...]) -> None:
         left_out = {failure.name for failure in failures}
+        draining, marks = plan.draining, plan.marks
+        if left_out:
+            draining, marks = self._with_rejected(plan, left_out)
+        kept = {name: old for name in left_out if (old := self._committed.services.get(name))}
         self._committed.remember(
             plan.services, plan.shared, plan.node, whole=plan.whole, left_out=left_out
         )
-        self._marks = plan.marks
-        self._draining = plan.draining
-        self._deadlines.start(plan.draining)
+        if plan.whole:
+            self._committed.keep(kept)
+        self._marks = marks
+        self._draining = draining
+        self._deadlines.start(draining)
         if self._poller is None:
             self._poller = DriftPoller(self._kernel)
         self._poller.reset(self._node_addresses)
+
+    def _with_rejected(
+        self, plan: IpvsPlan, names: AbstractSet[ObjectName]
+    ) -> tuple[Draining, Marks]:
+        """Return draining servers and marks after the plan; these Services keep theirs."""
+        own = {v for name in names for v in self._rows_of(plan, name).get(VIRTUALS, {})}
+        virtuals = (plan.draining.virtuals - own) | (self._draining.virtuals & own)
+        servers = {v: some for v, some in plan.draining.servers.items() if v not in own}
+        weights = self._held.get(SERVERS, {})
+        for virtual in own:
+            drained = self._draining.servers.get(virtual, frozenset[Backend]())
+            # A restart forgets which servers drain, and their weight tells.
+            if plan.whole:
+                drained |= plan.draining.servers.get(virtual, frozenset[Backend]())
+            if some := frozenset(each for each in drained if weights.get((virtual, each)) == 0):
+                servers[virtual] = some
+        numbers = {key: n for key, n in self._marks.numbers.items() if key[0] in names}
+        return Draining(servers, virtuals), Marks({**numbers, **plan.marks.numbers})
 
 
 def _keys(before: Table, after: Table) -> Mapping[str, AbstractSet[Hashable]]:

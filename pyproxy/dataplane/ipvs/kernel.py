@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from collections.abc import Iterable, Sequence
@@ -160,9 +161,11 @@ class Kernel:
     ) -> list[tuple[Address, KernelError]]:
         """Remove addresses from the device and add others; return those that failed.
 
-        Raises KernelError.
+        Raises KernelError, StaleStateError if the device is gone.
         """
         device = self._device()
+        if not device:
+            raise StaleStateError(f"the device {DEVICE} is gone", errno.ENODEV)
         each = [*gone], [*new]
         requests = [
             *(rtnetlink.delete_address(device, address) for address in each[0]),
@@ -170,9 +173,13 @@ class Kernel:
         ]
         changed = [*each[0], *each[1]]
         # Messages are executed one by one: one that fails stops none of the others.
+        failures = self._route.send(requests)
+        # The device may be deleted meanwhile: no Service is at fault, and a read-back makes it.
+        if any(failed.errno == errno.ENODEV for failed in failures):
+            raise StaleStateError(f"the device {DEVICE} is gone", errno.ENODEV)
         return [
             (changed[failed.index], failed.error)
-            for failed in self._route.send(requests)
+            for failed in failures
             if not rtnetlink.is_already_done(failed.errno)
         ]
 

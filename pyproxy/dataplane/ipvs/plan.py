@@ -43,7 +43,8 @@ class IpvsPlan(msgspec.Struct, frozen=True):
     `services` are the changed routings, `shared` is the change in each shared row's users, and
     `marks` are the ports' numbers. `held` is the kernel state that a full plan started from.
     `reload` says that the rules of `options` must be loaded, `device` that the device must be made.
-    `node` is the node's routing if it changes.
+    `node` is the node's routing if it changes, `foreign` are the virtual services of other programs
+    that a full plan has read.
     """
 
     delta: Delta[Any, Any]
@@ -56,6 +57,7 @@ class IpvsPlan(msgspec.Struct, frozen=True):
     node: NodeRouting | None = None
     reload: bool = False
     device: bool = False
+    foreign: frozenset[Virtual] = frozenset()
 
     def __bool__(self) -> bool:
         return bool(self.delta or self.reload or self.device)
@@ -97,7 +99,7 @@ class IpvsPlan(msgspec.Struct, frozen=True):
         """Yield each message in hexadecimal, with its table; those to IPVS come first and last."""
         # The kernel gives IPVS a message type of its own at each boot, which no plan knows.
         write = Messages(0)
-        for each in additions(self.delta, write):
+        for each in (*new_virtuals(self.delta, write), *new_servers(self.delta, write)):
             yield f"{_KINDS[each.table]}, IPVS: {each.request.body.hex()}"
         for write_of in self.elements():
             what = f"{write_of.set_name}, {len(write_of.keys)} elements"
@@ -127,13 +129,18 @@ class Write(msgspec.Struct, frozen=True):
     request: Request
 
 
-def additions(delta: Delta[Any, Any], write: Messages) -> Iterator[Write]:
-    """Yield what new connections need: new virtual services and servers, and new schedulers."""
+def new_virtuals(delta: Delta[Any, Any], write: Messages) -> Iterator[Write]:
+    """Yield new virtual services, and new schedulers of others."""
     gone, new = delta.remove, delta.add
     for virtual, how in new.get(VIRTUALS, {}).items():
         changes = virtual in gone.get(VIRTUALS, {})
         request = (write.set_virtual if changes else write.add_virtual)(virtual, how)
         yield Write(VIRTUALS, virtual, how, request)
+
+
+def new_servers(delta: Delta[Any, Any], write: Messages) -> Iterator[Write]:
+    """Yield the servers that new connections need; their virtual services must exist."""
+    gone, new = delta.remove, delta.add
     there = gone.get(SERVERS, {})
     for key, weight in new.get(SERVERS, {}).items():
         if key not in there:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterable
+from typing import Any
+
 import pytest
 from msgspec.structs import replace
 
 from pyproxy.dataplane.interface import Drift, NodeRouting
+from pyproxy.dataplane.ipvs import dataplane as module
+from pyproxy.dataplane.ipvs import rows
 from pyproxy.dataplane.ipvs.drift_poller import DRAIN_TIMEOUT
 from pyproxy.dataplane.ipvs.ruleset import Options
+from pyproxy.errors import KernelError, StaleStateError
 from pyproxy.model.address import (
     Address,
     Backend,
@@ -20,6 +27,7 @@ from pyproxy.model.address import (
 )
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.ipvs import PERSISTENT, SCHED_1, SCHED_2, Scheduling, Virtual
+from pyproxy.netlink.kernel_errors import kernel_error
 from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
 from tests.dataplane.ipvs.stage import Routings, Stage
 
@@ -289,6 +297,111 @@ def test_a_foreign_virtual_service_on_a_frontend_costs_that_service_alone(stage:
     assert failure.name == WEB
     assert "another program has the virtual service tcp 172.30.0.11:5432" in str(failure.error)
     assert stage.kernel.how[FOREIGN] == Scheduling("wrr")
+
+
+def taking(routing: ServiceRouting, taken: Virtual = FOREIGN) -> ServiceRouting:
+    """Add a node port on another program's virtual service."""
+    frontend = Frontend(Scope.NODE_PORT, taken.address, taken.port, Use.CLUSTER)
+    (port,) = routing.ports
+    return replace(routing, ports=(replace(port, frontends=(*port.frontends, frontend)),))
+
+
+def add_foreign(stage: Stage) -> None:
+    stage.kernel.table[FOREIGN], stage.kernel.how[FOREIGN] = {THREE: 3}, Scheduling("wrr")
+
+
+def test_a_foreign_virtual_service_gets_none_of_our_servers(stage: Stage) -> None:
+    add_foreign(stage)
+    (other,) = many(1)
+    assert not stage.begin(of(other))
+    before = stage.state()
+    # A sync of changes alone finds memory out of date, and the next one reads the kernel.
+    with pytest.raises(StaleStateError):
+        stage.change(of(taking(service(ONE)), other))
+    (failure,) = stage.begin()
+    assert failure.name == WEB
+    assert stage.state() == before
+    assert not stage.change(of(other))
+    stage.hang_up()
+    assert stage.state() == before
+
+
+@pytest.mark.parametrize("restarts", [True, False])
+@pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP])
+def test_a_rejected_service_keeps_its_previous_state(
+    stage: Stage, protocol: Protocol, restarts: bool
+) -> None:
+    own = service(ONE, protocol=protocol, scope=Scope.EXTERNAL_IP)
+    (other,) = many(1)
+    assert not stage.begin(of(own, other))
+    changed = service(TWO, protocol=protocol, scope=Scope.EXTERNAL_IP)
+    taken = FOREIGN._replace(protocol=int(protocol))
+    stage.kernel.table[taken], stage.kernel.how[taken] = {THREE: 3}, Scheduling("wrr")
+    before = stage.state()
+    if restarts:
+        stage.restarted()
+    for _ in range(2):
+        (failure,) = stage.begin(of(taking(changed), other))
+        assert failure.name == WEB
+        stage.hang_up()
+        assert stage.state() == before
+    del stage.kernel.table[taken], stage.kernel.how[taken]
+    assert not stage.begin()
+    stage.hang_up()
+    assert set(
+        stage.kernel.table[Virtual(Family.IPV4, int(protocol), HTTP.address, HTTP.port)]
+    ) == {TWO}
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_rules_know_no_address_of_a_rejected_service(stage: Stage, whole: bool) -> None:
+    stage.begin({})
+    rejected = service(ONE, scheduler="twos", scope=Scope.EXTERNAL_IP)
+    assert len(stage.begin(of(rejected)) if whole else stage.change(of(rejected))) == 1
+    assert not any(stage.rules.table.values())
+
+
+@pytest.mark.parametrize("error", [errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_rejected_address_costs_its_service_alone(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    (other,) = many(1)
+    stage.begin(of(service(ONE), other))
+    before = stage.state()
+    change_addresses = stage.kernel.change_addresses
+    bad = parse_address("192.0.2.7")
+
+    def some(gone: Iterable[Address], new: Iterable[Address]) -> list[tuple[Address, KernelError]]:
+        new = set(new)
+        change_addresses(gone, new - {bad})
+        return [(each, kernel_error(error, "")) for each in new & {bad}]
+
+    monkeypatch.setattr(stage.kernel, "change_addresses", some)
+    external = Frontend(Scope.EXTERNAL_IP, bad, HTTP.port, Use.CLUSTER)
+    (port,) = service(TWO).ports
+    moved = replace(service(TWO), ports=(replace(port, frontends=(*port.frontends, external)),))
+    (failure,) = stage.change(of(moved, other))
+    assert failure.name == WEB
+    stage.hang_up()
+    assert stage.state() == before
+
+
+@pytest.mark.parametrize("count", [10, 100])
+def test_rows_of_many_rejected_services_are_compiled_a_few_times_each(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    compiled = 0
+    add_service = rows.add_service
+
+    def counted(*arguments: Any) -> None:
+        nonlocal compiled
+        compiled += 1
+        add_service(*arguments)
+
+    monkeypatch.setattr(module, "add_service", counted)
+    rejected = [replace(each, scheduler="lblc") for each in many(count)]
+    assert len(stage.begin(of(*rejected))) == count
+    assert compiled <= 4 * count
 
 
 def test_adopted_virtual_services_are_changed_in_place_or_removed(stage: Stage) -> None:
