@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 
 from pyproxy.interrupts import interrupted_by
+from tests.waiting import PATIENCE, until
 
 NUMBERS = (signal.SIGTERM, signal.SIGHUP)
 
@@ -18,6 +22,50 @@ def test_a_signal_interrupts_the_block_and_has_its_handler_again(number: signal.
     with pytest.raises(KeyboardInterrupt), interrupted_by(*NUMBERS):
         signal.raise_signal(number)
     assert {each: signal.getsignal(each) for each in NUMBERS} == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, *NUMBERS], ids=lambda number: number.name)
+def test_a_wait_that_the_signal_does_not_interrupt_ends(number: signal.Signals) -> None:
+    main = threading.main_thread().native_id
+    read_end, write_end = os.pipe()
+    ended, too_late = threading.Event(), threading.Event()
+
+    def waits() -> bool:
+        return Path(f"/proc/self/task/{main}/syscall").read_text().split()[1:2] == [hex(read_end)]
+
+    def send() -> None:
+        until(waits, "the main thread waits")
+        # This thread takes it, so that no wait of the main thread ends.
+        signal.pthread_kill(threading.get_ident(), number)
+        if not ended.wait(PATIENCE):
+            too_late.set()
+            os.write(write_end, b"end")
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        with pytest.raises(KeyboardInterrupt), interrupted_by(*NUMBERS):
+            os.read(read_end, 10)
+    finally:
+        ended.set()
+        thread.join()
+        os.close(write_end)
+        os.close(read_end)
+    assert not too_late.is_set()
+
+
+def test_all_that_it_took_is_given_back() -> None:
+    threads = set(threading.enumerate())
+    gc.collect()
+    descriptors = len(os.listdir("/proc/self/fd"))
+    handler = signal.getsignal(signal.SIGURG)
+    for _ in range(3):
+        with interrupted_by(*NUMBERS), interrupted_by():
+            pass
+    assert set(threading.enumerate()) <= threads
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
+    assert signal.getsignal(signal.SIGURG) is handler
+    assert signal.set_wakeup_fd(-1) == -1
 
 
 def test_it_leaves_the_handlers_alone_in_other_threads() -> None:

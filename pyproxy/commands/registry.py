@@ -11,6 +11,7 @@ import msgspec
 
 from pyproxy.config.command_line import Parser, go_style
 from pyproxy.errors import NO_RESPONSE, PermissionKernelError, PyproxyError, UsageError
+from pyproxy.interrupts import interrupted_by
 
 if TYPE_CHECKING:
     from pyproxy.commands.command import Command
@@ -60,7 +61,8 @@ def run(name: str, arguments: Sequence[str]) -> int:
     command.declare(parser, entry.help)
     namespace = parser.parse_all(list(go_style(arguments)))
     try:
-        return command.run(namespace)
+        with interrupted_by():
+            return command.run(namespace)
     except (UsageError, PermissionKernelError):
         raise
     except PyproxyError as error:

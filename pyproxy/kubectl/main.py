@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from pyproxy.config.command_line import Parser
 from pyproxy.errors import NO_RESPONSE, PyproxyError, UsageError
+from pyproxy.interrupts import interrupted_by
 from pyproxy.kubectl.command import COMMANDS, STATUSES
 from pyproxy.redaction import KNOWN
 
@@ -46,7 +47,8 @@ def _command(arguments: Sequence[str]) -> int:
     namespace, rest = parser.parse_known_args(arguments[1:])
     if rest and not command.forwards:
         raise UsageError(f"{name}: unknown argument {rest[0]!r}: see kubectl pyproxy {name} --help")
-    return command.run(namespace, rest)
+    with interrupted_by():
+        return command.run(namespace, rest)
 
 
 def _help() -> None:
