@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import signal
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from pyproxy import cli
 from pyproxy.interrupts import interrupted_by
+from pyproxy.kubectl import main as plugin
 from tests.waiting import PATIENCE, until
 
 NUMBERS = (signal.SIGTERM, signal.SIGHUP)
@@ -52,6 +57,24 @@ def test_a_wait_that_the_signal_does_not_interrupt_ends(number: signal.Signals) 
         os.close(write_end)
         os.close(read_end)
     assert not too_late.is_set()
+
+
+@pytest.mark.parametrize(
+    ("main", "module"), [(cli.main, "commands.watch"), (plugin.main, "kubectl.top")]
+)
+def test_each_command_is_interrupted_at_once(
+    main: Callable[[Sequence[str]], int], module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+
+    def run(*_: object) -> int:
+        threads.extend(each.name for each in threading.enumerate())
+        raise KeyboardInterrupt
+
+    command = importlib.import_module(f"pyproxy.{module}")
+    monkeypatch.setattr(command, "COMMAND", msgspec.structs.replace(command.COMMAND, run=run))
+    assert main([module.rpartition(".")[2]]) == 130
+    assert "interrupts" in threads
 
 
 def test_all_that_it_took_is_given_back() -> None:
