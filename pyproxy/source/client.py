@@ -253,9 +253,15 @@ class Client:
 
     def _request(self, request: _Request, timeout: float) -> BaseHTTPResponse:
         self._renew()
+        hosts = self.hosts
         # After a 401 the credentials on disk may be newer. Only once: a second 401 is the result.
         response = self._send_to_any(request, timeout)
         if response.status == 401 and self._reload():
+            response.close()
+            response = self._send_to_any(request, timeout)
+        if request.method == "GET" and self.hosts != hosts:
+            # `follow_files` could not interrupt it: it was about to connect to the former server,
+            # where a watch would stay for minutes.
             response.close()
             response = self._send_to_any(request, timeout)
         if 200 <= response.status < 300:

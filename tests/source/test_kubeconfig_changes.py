@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -83,6 +83,27 @@ def test_a_server_that_moves(tmp_path: Path, change: Callable[[Path, str, Client
             assert client.hosts == (new.url,)
 
 
+def test_a_server_that_moves_while_a_request_connects_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that is not there yet cannot be interrupted."""
+    path = tmp_path / "kubeconfig"
+    with serving(server_with("old")) as old, serving(server_with("new")) as new:
+        client = connect(write(path, kubeconfig(old.url)), "")
+        monkeypatch.setattr(client, "interrupt", lambda: None)
+
+        def move(exchange: Exchange) -> None:
+            write(path, kubeconfig(new.url))
+            client.follow_files()
+            server_with("old")(exchange)
+
+        old.script = move
+        response = client.get("/api/v1/services", {}, PATIENCE)
+        with closing(response):
+            assert str(response.url).startswith(new.url)
+        assert client.hosts == (new.url,)
+
+
 @pytest.mark.parametrize("request_between", [False, True], ids=["", "request-between"])
 def test_a_ca_that_arrives_after_the_kubeconfig(
     tmp_path: Path,
@@ -99,7 +120,9 @@ def test_a_ca_that_arrives_after_the_kubeconfig(
         client = connect(write(path, kubeconfig(old.url)), "")
         with following(client) as recorder:
             recorder.until(lambda seen: seen == ["+old", "=old"])
-            write(path, kubeconfig(new.url, cluster={"certificate-authority": str(authority)}))
+            cluster = {"certificate-authority": str(authority)}
+            # Renamed, because a request may read a file that is being written.
+            Path(write(tmp_path / "next", kubeconfig(new.url, cluster=cluster))).rename(path)
             interrupts = []
 
             def interrupt() -> None:
