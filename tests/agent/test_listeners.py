@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
 from collections.abc import Iterator
 
 import msgspec
@@ -21,6 +20,7 @@ from pyproxy.policy.routing import ServiceRouting
 from tests.agent.objects import HOSTNAME
 from tests.builders import name, service
 from tests.health.conftest import running_http
+from tests.ports import reserved_port
 from tests.waiting import PATIENCE
 
 LOOPBACKS = {Family.IPV4: "127.0.0.1", Family.IPV6: "::1"}
@@ -37,9 +37,9 @@ def checks() -> Iterator[ServiceHealthServer]:
 
 
 @pytest.fixture
-def port() -> Port:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return Port(sock.getsockname()[1])
+def port() -> Iterator[Port]:
+    with reserved_port() as free:
+        yield Port(free)
 
 
 def balanced(port: Port, *families: Family) -> Service:

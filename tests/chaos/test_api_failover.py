@@ -15,6 +15,7 @@ from pyproxy.source import client
 from pyproxy.source.connect import connect
 from tests.chaos.objects import numbered_service, numbered_slice
 from tests.chaos.table_agent import agent, api_server
+from tests.ports import reserved_port
 from tests.source.scripted import serving
 
 PROMISE = 10.0
@@ -29,9 +30,8 @@ def test_every_kind_of_dead_server_costs_less_than_ten_seconds() -> None:
 @contextmanager
 def refusing() -> Iterator[str]:
     """An address that refuses connections."""
-    with closing(socket.create_server(("127.0.0.1", 0))) as sock:
-        url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-    yield url
+    with reserved_port() as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @contextmanager

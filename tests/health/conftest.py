@@ -14,6 +14,7 @@ import pytest
 from pyproxy.health.http import HttpThread
 from pyproxy.health.limits import PoolSizes, within
 from pyproxy.health.slow import SlowThread
+from tests.ports import reserved_port
 from tests.waiting import PATIENCE
 
 
@@ -92,7 +93,6 @@ def taken() -> Iterator[socket.socket]:
 
 
 @pytest.fixture
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-    return port
+def free_port() -> Iterator[int]:
+    with reserved_port() as port:
+        yield port

@@ -15,6 +15,7 @@ from pyproxy.health.service_health import ListenOptions, ServiceHealthServer
 from pyproxy.model.address import Address, Family, Port, parse_address
 from pyproxy.model.objects import ObjectName
 from tests.health.conftest import Clock, Get
+from tests.ports import reserved_port
 from tests.waiting import PATIENCE
 
 LOOPBACK4, LOOPBACK6 = parse_address("127.0.0.1"), parse_address("::1")
@@ -139,12 +140,11 @@ def test_a_port_moves_from_one_service_to_another(
 def test_services_swap_their_ports(
     checks: ServiceHealthServer, problems: list[Problem], get: Get, free_port: int
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        other_port = sock.getsockname()[1]
-    checks.update({WEB: check(free_port), API: check(other_port)})
-    checks.update({WEB: check(other_port), API: check(free_port)})
-    assert '"name": "api"' in get(free_port).body
-    assert '"name": "web"' in get(other_port).body
+    with reserved_port() as other_port:
+        checks.update({WEB: check(free_port), API: check(other_port)})
+        checks.update({WEB: check(other_port), API: check(free_port)})
+        assert '"name": "api"' in get(free_port).body
+        assert '"name": "web"' in get(other_port).body
     assert problems == []
 
 

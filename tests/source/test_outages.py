@@ -21,6 +21,7 @@ from pyproxy.source.connect import connect
 from pyproxy.source.diagnosis import diagnose
 from pyproxy.source.outages import OutageLog
 from pyproxy.source.stream import ConnectionLostError
+from tests.ports import reserved_port
 from tests.waiting import PATIENCE, until
 
 from .kubeconfigs import certificate, kubeconfig, write
@@ -165,9 +166,8 @@ def test_a_page_in_place_of_a_list(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_closed_port_and_an_unknown_name() -> None:
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
-    found = found_at(f"http://127.0.0.1:{port}")
+    with reserved_port() as port:
+        found = found_at(f"http://127.0.0.1:{port}")
     assert found.topic is ConfigTopic.API_UNREACHABLE
     assert "Connection refused" in found.message
     assert found_at("https://api.invalid:6443").topic is ConfigTopic.API_UNREACHABLE

@@ -23,6 +23,7 @@ from pyproxy.source.client import ApiStatusError, Client, UnreachableError
 from pyproxy.source.connect import connect
 from pyproxy.source.pod_exec import Container, PodExec, StartError
 from pyproxy.source.websocket import Deadline, DeadlineError
+from tests.ports import reserved_port
 
 WHERE = Container("kube-system", "agent", "pyproxy")
 POD = {
@@ -233,7 +234,8 @@ def test_a_peer_that_drips_bytes_cannot_extend_the_deadline() -> None:
 
 
 def test_a_server_that_refuses_the_connection_is_unreachable() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    with pytest.raises(UnreachableError, match=f"127.0.0.1:{port}"):
+    with (
+        reserved_port() as port,
+        pytest.raises(UnreachableError, match=f"127.0.0.1:{port}"),
+    ):
         run(connect("", f"http://127.0.0.1:{port}"), "any")

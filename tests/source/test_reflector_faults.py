@@ -15,6 +15,7 @@ import pytest
 
 from pyproxy.source import client, kubernetes
 from pyproxy.source.kubernetes import KubernetesSource
+from tests.ports import reserved_port
 from tests.waiting import PATIENCE, until
 
 from .scripted import (
@@ -154,8 +155,6 @@ def test_an_unreachable_server_is_logged_once_and_watched_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port = sock.getsockname()[1]
     clock = Pace()
 
     def logged() -> list[str]:
@@ -169,7 +168,10 @@ def test_an_unreachable_server_is_logged_once_and_watched_again(
 
     away = "the API server is unreachable; the last known state stays programmed"
     back = "the API server is reachable again"
-    with following(f"http://127.0.0.1:{port}", clock=clock) as (recorder, _):
+    with (
+        reserved_port() as port,
+        following(f"http://127.0.0.1:{port}", clock=clock) as (recorder, _),
+    ):
         until(lambda: len(clock.waits) > 20)
         with serving(services(alive), port):
             recorder.until(lambda seen: seen == ["+a", "=a"])
@@ -183,11 +185,11 @@ def test_an_unreachable_server_is_logged_once_and_watched_again(
 
 
 def test_failover_to_the_next_address() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        dead = f"http://127.0.0.1:{sock.getsockname()[1]}"
     clock = Pace()
-    with serving(quiet) as server, following(dead, server.url, clock=clock) as (recorder, _):
-        recorder.until(lambda seen: seen == ["="])
+    with reserved_port() as port, serving(quiet) as server:
+        dead = f"http://127.0.0.1:{port}"
+        with following(dead, server.url, clock=clock) as (recorder, _):
+            recorder.until(lambda seen: seen == ["="])
     assert clock.waits == []
 
 
