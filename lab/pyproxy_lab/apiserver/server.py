@@ -126,13 +126,16 @@ class ApiServer:
     def _bind(self, port: int) -> socket.socket:
         """Listen on `host`, in the network namespace of the settings. Raises UsageError."""
         settings = self.settings
-        bind = partial(_listener, settings.host, port)
         try:
-            return Namespace(settings.netns).call(bind) if settings.netns else bind()
+            return self._in_netns(partial(_listener, settings.host, port))
         except OSError as error:
             raise UsageError(
                 f"lab apiserver: --listen {settings.host}:{settings.port}: {error.strerror}"
             ) from error
+
+    def _in_netns(self, bind: Callable[[], socket.socket]) -> socket.socket:
+        netns = self.settings.netns
+        return Namespace(netns).call(bind) if netns else bind()
 
     def _own_context(self) -> ssl.SSLContext:
         """Make the certificate of the URLs with TLS once."""
@@ -172,10 +175,11 @@ class ApiServer:
     def away(self) -> Iterator[None]:
         """Inside it all connections are cut, and new ones refused; the objects stay."""
         self._await(self._hang_up())
-        try:
-            yield
-        finally:
-            self._await(self._listen(self._started))
+        with contextlib.closing(self._in_netns(partial(_reserve, self.settings.host, self._port))):
+            try:
+                yield
+            finally:
+                self._await(self._listen(self._started))
 
     @property
     def exec(self) -> ExecHandler:
@@ -314,6 +318,23 @@ def _listener(host: str, port: int) -> socket.socket:
     family, _, _, _, address = found[0]
     # create_server sets SO_REUSEADDR, so that a server can come back to its port.
     return socket.create_server(address, family=family, backlog=_BACKLOG)
+
+
+def _reserve(host: str, port: int) -> socket.socket:
+    """Bind the address without listening, so that the kernel gives the port to no other program.
+
+    Servers with SO_REUSEADDR can listen beside it. Raises OSError.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = found[0]
+    holder = socket.socket(family)
+    try:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(address)
+    except OSError:
+        holder.close()
+        raise
+    return holder
 
 
 async def _serve(
