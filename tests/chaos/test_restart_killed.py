@@ -78,7 +78,7 @@ def test_killed_at_any_point_the_state_converges(cluster: Cluster, tmp_path: Pat
             with agent:
                 stage.until_served(agent, server, f"all Services after kill {point}")
                 for name, pods in chosen.items():
-                    outcome = stage.probe(f"{WATCHED[name]}:80", who="a2", tries=24)
+                    outcome = stage.probe(f"{WATCHED[name]}:80", who="a2", tries=48)
                     assert outcome.reached.keys() == set(pods)
                     assert not outcome.dropped
                 with changing(server, chance), stage.commits() as commits:
