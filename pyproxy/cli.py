@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from pyproxy import logs
+from pyproxy import logs, output_pipes
 from pyproxy.commands import registry
 from pyproxy.config import Settings, command_line
 from pyproxy.config.command_line import Parser, Task
@@ -63,6 +63,10 @@ def kube_proxy(argv: Sequence[str] | None = None) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 2 for a mistake that the user must fix."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    return output_pipes.run(lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str]) -> int:
     try:
         if arguments == ["--version"]:
             arguments = ["version"]

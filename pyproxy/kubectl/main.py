@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
+from pyproxy import output_pipes
 from pyproxy.config.command_line import Parser
 from pyproxy.errors import NO_RESPONSE, PyproxyError, UsageError
 from pyproxy.interrupts import interrupted_by
@@ -16,6 +16,10 @@ from pyproxy.redaction import KNOWN
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    return output_pipes.run(lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str]) -> int:
     try:
         return _command(arguments)
     except UsageError as error:
@@ -24,10 +28,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PyproxyError as error:
         print(KNOWN.redact(f"kubectl pyproxy: {error}"), file=sys.stderr)
         return NO_RESPONSE
-    except BrokenPipeError:
-        # The reader of a pipe, such as head, has enough. Python would write the rest at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except KeyboardInterrupt:
         return 130  # 128 + SIGINT, as shells report it
 
