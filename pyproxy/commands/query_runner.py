@@ -28,8 +28,11 @@ class QueryRunner:
         self.settings: Settings = command_line.settings(namespace)
         self._client: Client | None = None
         self._require_agent: bool = namespace.require_agent
+        self._no_agent: bool = namespace.no_agent
         if namespace.require_agent and namespace.no_agent:
             raise UsageError("--require-agent and --no-agent exclude each other: give one")
+        if namespace.require_agent:
+            self._check_socket()
         if not namespace.no_agent and self.settings.inspect_socket:
             self._client = Client(self.settings.inspect_socket)
 
@@ -45,8 +48,7 @@ class QueryRunner:
 
     def query_agent(self, query: Query[A, R], arguments: A) -> R:
         """Return the result of a query that only a running agent has. Raises PyproxyError."""
-        client = self._client or Client(self.settings.inspect_socket)
-        return client.query(query, arguments)
+        return self._agent().query(query, arguments)
 
     def agent_settings(self) -> Settings:
         """Return the settings of the running agent, or those of this command line.
@@ -68,8 +70,18 @@ class QueryRunner:
 
     def stream(self, stream: Stream[A, R], arguments: A) -> Iterator[R]:
         """Yield the results of a stream, which needs an agent. Raises PyproxyError."""
-        client = self._client or Client(self.settings.inspect_socket)
-        return client.stream(stream, arguments)
+        return self._agent().stream(stream, arguments)
+
+    def _agent(self) -> Client:
+        """Return a client of the agent. Raises UsageError if the flags exclude one."""
+        if self._no_agent:
+            raise UsageError("--no-agent: only an agent has what this command shows: omit the flag")
+        self._check_socket()
+        return self._client or Client(self.settings.inspect_socket)
+
+    def _check_socket(self) -> None:
+        if not self.settings.inspect_socket:
+            raise UsageError("--inspect-socket: it is empty: give the path of an agent's socket")
 
     @cached_property
     def _oneshot(self) -> AgentView:

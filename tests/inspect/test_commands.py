@@ -57,6 +57,37 @@ def test_without_agent_and_api_server_the_error_names_the_flag(
 
 
 @pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--inspect-socket="],
+            "--inspect-socket: it is empty: give the path of an agent's socket",
+        ),
+        (["--no-agent"], "--no-agent: only an agent has what this command shows: omit the flag"),
+    ],
+    ids=["no-socket", "no-agent"],
+)
+@pytest.mark.parametrize("command", ["status --slow", "status --slow -o json", "watch"])
+def test_a_command_that_needs_an_agent_rejects_flags_that_exclude_one(
+    command: str, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command.split(), *flags]) == 2
+    assert capsys.readouterr().err.splitlines() == [f"pyproxy: {message}"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["status", "services", "explain x/y", "diff", "top", "trace --to 10.96.0.1:80", "watch"],
+)
+def test_an_agent_cannot_be_required_without_a_socket(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command.split(), "--require-agent", "--inspect-socket="]) == 2
+    message = "--inspect-socket: it is empty: give the path of an agent's socket"
+    assert capsys.readouterr().err.splitlines() == [f"pyproxy: {message}"]
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["status", "--watch", "0"], "--watch: '0' is not between 0.1 and 3600 seconds"),
