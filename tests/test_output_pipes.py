@@ -1,4 +1,4 @@
-"""Commands whose output is a pipe that nobody reads any more."""
+"""Commands that write to a pipe without a reader."""
 
 from __future__ import annotations
 

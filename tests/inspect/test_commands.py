@@ -20,6 +20,7 @@ status = main(sys.argv[1:])
 print(*sys.modules, file=sys.stderr)
 sys.exit(status)
 """
+NO_SOCKET = "--inspect-socket: it is empty: give the path of an agent's socket"
 SLOW = {"asyncio", "concurrent", "multiprocessing", "unittest", "xml"}
 
 
@@ -83,8 +84,7 @@ def test_an_agent_cannot_be_required_without_a_socket(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*command.split(), "--require-agent", "--inspect-socket="]) == 2
-    message = "--inspect-socket: it is empty: give the path of an agent's socket"
-    assert capsys.readouterr().err.splitlines() == [f"pyproxy: {message}"]
+    assert capsys.readouterr().err.splitlines() == [f"pyproxy: {NO_SOCKET}"]
 
 
 @pytest.mark.parametrize(
