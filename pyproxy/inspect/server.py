@@ -8,6 +8,7 @@ import socket
 import socketserver
 import stat
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,6 +22,7 @@ import msgspec
 from pyproxy.inspect.http_server import BoundedThreads, RequestHandler
 from pyproxy.inspect.listing import encoded
 from pyproxy.inspect.queries import QUERIES, ErrorReply, Stream
+from pyproxy.inspect.retried_listening import listen_later
 from pyproxy.inspect.snapshot import AgentView
 from pyproxy.inspect.turn_taking import TurnTaking
 from pyproxy.inspect.turns import Turn, Turns
@@ -39,7 +41,7 @@ class InspectServer:
 
     Each client has a thread of its own, so that rendering a result does not delay the agent's
     thread, and computes in `turns` with all other askers. A socket that cannot be bound is a
-    warning: the agent proxies without it.
+    warning: the agent proxies without it, and tries again every second.
     """
 
     def __init__(self, path: str, agent: AgentView, turns: Turns) -> None:
@@ -48,41 +50,50 @@ class InspectServer:
         self._turns = turns
         self._server: _Listener | None = None
         self._thread: Worker | None = None
-        self._stopping = False
+        self._stopping = threading.Event()
 
     def start(self) -> None:
         """Listen and serve; does nothing if the path is empty."""
         if not self._path:
             return
         try:
-            _remove_stale_socket(Path(self._path))
-            self._server = _Listener(self._path, self._agent, self._turns)
+            self._listen()
         except OSError as error:
             log.warning(
-                "cannot listen on %s: %s; pyproxy status and other commands cannot query this "
-                "agent",
+                "cannot listen on %s: %s; retrying every second, and pyproxy status and other "
+                "commands cannot query this agent meanwhile",
                 self._path,
                 error.strerror or error,
             )
-            return
         self._thread = Worker("inspect", self._run)
         self._thread.start()
 
     def stop(self) -> None:
         """Close the socket and remove its file; returns within about a second."""
-        if self._server is None or self._thread is None:
+        if self._thread is None:
             return
-        self._stopping = True
-        with suppress(OSError), socket.socket(socket.AF_UNIX) as last:
-            last.connect(self._path)
+        self._stopping.set()
+        if self._server is not None:
+            with suppress(OSError), socket.socket(socket.AF_UNIX) as last:
+                # With a full queue the thread is awake, and a connect would block.
+                last.setblocking(False)
+                last.connect(self._path)
         self._thread.end(_STOP_TIMEOUT)
-        self._server.server_close()
-        Path(self._path).unlink(missing_ok=True)
+        if self._server is not None:
+            # Before the close, after which another agent may bind the path.
+            Path(self._path).unlink(missing_ok=True)
+            self._server.server_close()
+
+    def _listen(self) -> None:
+        _remove_stale_socket(Path(self._path))
+        self._server = _Listener(self._path, self._agent, self._turns)
 
     def _run(self) -> None:
+        if self._server is None and not listen_later(self._listen, self._path, self._stopping):
+            return
         # serve_forever of socketserver polls twice a second. This loop sleeps until a client
         # connects; `stop` connects to wake it up.
-        while self._server is not None and not self._stopping:
+        while self._server is not None and not self._stopping.is_set():
             self._server.handle_request()
 
 
@@ -92,13 +103,17 @@ def _remove_stale_socket(path: Path) -> None:
     if not (path.exists() and stat.S_ISSOCK(path.stat().st_mode)):
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        # The queue of a stopped process may be full, and connect would wait for it.
+        probe.setblocking(False)
         try:
             probe.connect(str(path))
         # The file of a Unix socket outlives its process; without a listener connect fails.
         except ConnectionRefusedError:
             path.unlink(missing_ok=True)
-        else:
-            raise FileExistsError(0, "another agent listens there: set --inspect-socket")
+            return
+        except BlockingIOError:
+            pass
+    raise FileExistsError(0, "another agent listens there: set --inspect-socket")
 
 
 class _Listener(BoundedThreads, socketserver.UnixStreamServer):

@@ -10,6 +10,7 @@ import ipaddress
 import logging
 import socket
 import socketserver
+import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
 from http import HTTPStatus
@@ -22,6 +23,7 @@ from pyproxy.config.settings import ListenAddress
 from pyproxy.dataplane.connections import ConnectionCounters
 from pyproxy.errors import UsageError
 from pyproxy.inspect.http_server import BoundedThreads, RequestHandler, peer_of
+from pyproxy.inspect.retried_listening import listen_later
 from pyproxy.inspect.snapshot import AgentView, Snapshot
 from pyproxy.inspect.turns import Turns
 from pyproxy.model.address import Family, address_text, family_of
@@ -67,7 +69,7 @@ class PageServer:
 
     Readers compute in `turns` with all other askers. `counters` opens the connection counters, None
     if nothing is counted. An address that cannot be bound is a warning: the agent proxies without
-    the page.
+    the page, and tries again every second.
     """
 
     def __init__(
@@ -82,27 +84,50 @@ class PageServer:
         self._turns = turns
         self._counters = counters
         self._server: _Listener | None = None
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._retry: Worker | None = None
 
     @property
     def port(self) -> int:
         """The port, also if the kernel chose it; 0 while nothing is served."""
-        return self._server.server_address[1] if self._server else 0
+        server = self._server
+        return server.server_address[1] if server else 0
 
     def start(self) -> None:
         """Listen and serve."""
         try:
-            self._server = _Listener(self._address, self._agent, self._turns, self._counters)
+            self._listen()
         except OSError as error:
-            log.warning("cannot serve the page on %s: %s", self._address, error.strerror)
-            return
-        self._server.start()
-        log.info("serving the page on http://%s/", self._address)
+            log.warning(
+                "cannot serve the page on %s: %s; retrying every second",
+                self._address,
+                error.strerror or error,
+            )
+            self._retry = Worker("page-retry", self._listen_later)
+            self._retry.start()
+        else:
+            log.info("serving the page on http://%s/", self._address)
 
     def stop(self) -> None:
         """Close the port."""
-        if self._server is not None:
-            self._server.stop()
-            self._server = None
+        self._stopping.set()
+        if self._retry is not None:
+            self._retry.end(_STOP_TIMEOUT)
+        with self._lock:
+            if self._server is not None:
+                self._server.stop()
+                self._server = None
+
+    def _listen_later(self) -> None:
+        listen_later(self._listen, f"http://{self._address}/", self._stopping)
+
+    def _listen(self) -> None:
+        with self._lock:
+            if not self._stopping.is_set():
+                server = _Listener(self._address, self._agent, self._turns, self._counters)
+                server.start()
+                self._server = server
 
 
 class _Listener(BoundedThreads, socketserver.TCPServer):
@@ -131,8 +156,9 @@ class _Listener(BoundedThreads, socketserver.TCPServer):
         self.rendered = RecentPages(time.monotonic)
         self.viewed_at = float("-inf")
         super().__init__((address_text(address.address), address.port), _Handler)
-        # After the bind, which fails if the port is in use: nothing would close the counters.
-        self._counter = ConnectionCounter(counters()) if counters else None
+        self._open_counters = counters
+        # Opened at the first count, because the kernel may refuse it for a while.
+        self._counter: ConnectionCounter | None = None
         self._recorder = Recorder(
             agent, self.timeline, time.time, time.monotonic, self._count, self._has_viewers
         )
@@ -153,7 +179,12 @@ class _Listener(BoundedThreads, socketserver.TCPServer):
             self._counter.close()
 
     def _count(self) -> int | None:
-        return self._counter.count() if self._counter else None
+        """Count as ConnectionCounter, and raise OSError too."""
+        if self._counter is None:
+            if self._open_counters is None:
+                return None
+            self._counter = ConnectionCounter(self._open_counters())
+        return self._counter.count()
 
     def _has_viewers(self) -> bool:
         return time.monotonic() - self.viewed_at < _VIEWER_TIMEOUT

@@ -114,8 +114,9 @@ class ConnectionCounter:
 class Recorder:
     """A thread that fills a timeline from the agent's changes and connection counters.
 
-    `count` returns the connections since its last call, None if unknown. It is called every
-    `COUNT_EVERY` seconds while `has_viewers` returns true, because it reads all frontends.
+    `count` returns the connections since its last call, None if unknown, and may raise PyproxyError
+    and OSError. It is called every `COUNT_EVERY` seconds while `has_viewers` returns true, because
+    it reads all frontends.
     `wall_clock` returns seconds since the epoch, `clock` monotonic ones.
     """
 
@@ -168,7 +169,7 @@ class Recorder:
         self._counted_at = now
         try:
             connections = self._count()
-        except PyproxyError as error:
+        except (PyproxyError, OSError) as error:
             log.debug("cannot read the connection counters: %s", error)
             return
         # The first count after a pause without viewers covers an unknown time.
