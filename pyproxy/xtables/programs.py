@@ -7,10 +7,12 @@ with status 4 if it is not free in time. The nft flavour has no lock and ignores
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from pyproxy.errors import (
 )
 from pyproxy.model.address import Family
 from pyproxy.model.flavour import Flavour
+from pyproxy.xtables.nft_reader import NftReader
 from pyproxy.xtables.saved import CountedRule, SavedTable, parse, parse_counters
 
 _NAMES = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
@@ -40,6 +43,9 @@ _LEGACY_TABLES = {
 _KUBELET_CHAINS = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY")
 # "line 3 failed", "Error occurred at line: 3", "line 3: RULE_APPEND failed".
 _LINE = re.compile(r"\b(?:line:? )(\d+)")
+# iptables-nft-save prints this in the place of a table with a rule that another program, such as
+# nft, has written and that iptables does not know. iptables-nft-restore still writes to the table.
+_INCOMPATIBLE = re.compile(r"^# Table `(.+)' is incompatible\b", re.MULTILINE)
 # "Extension comment revision 0 not supported, missing kernel module?"
 _EXTENSION = re.compile(r"\bExtension (\w+) revision \d+ not supported")
 
@@ -75,15 +81,28 @@ class Programs(msgspec.Struct, frozen=True):
                 raise _missing(program)
 
     def save(self) -> dict[str, SavedTable]:
-        """Read all tables, by name. Raises KernelError, and UsageError if it is not installed."""
-        return parse(_run([f"{self}-save"], ""))
+        """Read all tables, by name. Raises KernelError, and UsageError if it is not installed.
+
+        A table that iptables-nft-save does not print is read over netlink. The text of a rule that
+        iptables does not know begins with UNREAD.
+        """
+        text = _run([f"{self}-save"], "")
+        tables = parse(text)
+        if self.flavour is Flavour.NFT and (omitted := _INCOMPATIBLE.findall(text)):
+            with contextlib.closing(NftReader()) as reader:
+                tables |= {name: reader.save(self.family, name) for name in omitted}
+        return tables
 
     def save_counters(self, table: str) -> dict[str, list[CountedRule]]:
         """Read the rules of one table with their packets, by chain.
 
         Raises KernelError, and UsageError if it is not installed.
         """
-        return parse_counters(_run([f"{self}-save", "-c", "-t", table], ""))
+        text = _run([f"{self}-save", "-c", "-t", table], "")
+        if self.flavour is Flavour.NFT and table in _INCOMPATIBLE.findall(text):
+            with contextlib.closing(NftReader()) as reader:
+                return reader.counted(self.family, table)
+        return parse_counters(text)
 
     def restore(self, lines: Sequence[str]) -> int:
         """Write the chains that are named, leave the others, and return the bytes written.
@@ -120,13 +139,13 @@ def detect_flavour() -> Flavour:
     Facts: iptables-wrapper of Kubernetes' images. It looks for chains that kubelet creates; a
     program that fails has no rules.
     """
-    found = {flavour: _save_text(flavour) for flavour in (Flavour.NFT, Flavour.LEGACY)}
+    found = {flavour: _save_chains(flavour) for flavour in (Flavour.NFT, Flavour.LEGACY)}
     for chain in _KUBELET_CHAINS:
-        for flavour, text in found.items():
-            if f"\n:{chain} " in text:
+        for flavour, chains in found.items():
+            if chain in chains:
                 return flavour
     # Each flavour counts rules of both families, as iptables-wrapper does.
-    rules = {flavour: text.count("\n-A ") for flavour, text in found.items()}
+    rules = {flavour: chains.total() for flavour, chains in found.items()}
     if rules[Flavour.LEGACY] > rules[Flavour.NFT]:
         return Flavour.LEGACY
     if shutil.which(f"{Programs(Family.IPV4, Flavour.NFT)}-restore") is None:
@@ -134,27 +153,23 @@ def detect_flavour() -> Flavour:
     return Flavour.NFT
 
 
-def _save_text(flavour: Flavour) -> str:
-    found = []
+def _save_chains(flavour: Flavour) -> Counter[str]:
+    """Return the names of all chains in all tables of both families, and their rules in total."""
+    found: Counter[str] = Counter()
     for family in Family:
         try:
-            found.append(_run([f"{Programs(family, flavour)}-save"], ""))
+            saved = Programs(family, flavour).save()
         except (KernelError, UsageError):
             continue
-    return "\n".join(found)
+        for table in saved.values():
+            found.update({chain: len(texts) for chain, texts in table.chains.items()})
+    return found
 
 
 def _run(command: Sequence[str], text: str) -> str:
     try:
-        # Comments of other programs' rules may be any bytes, and a removal writes them back.
-        done = subprocess.run(
-            command,
-            input=text,
-            capture_output=True,
-            encoding="utf-8",
-            errors="surrogateescape",
-            check=False,
-        )
+        # Bytes, because text mode would also end a line at a carriage return.
+        done = subprocess.run(command, input=_encode(text), capture_output=True, check=False)
     except FileNotFoundError as error:
         raise _missing(command[0]) from error
     except OSError as error:
@@ -162,19 +177,29 @@ def _run(command: Sequence[str], text: str) -> str:
         # No descriptors for its pipes, or no process: it may pass.
         raise TransientKernelError(f"{name}: starting {command[0]}", error.errno or 0) from error
     if done.returncode == 0:
-        return done.stdout
-    lacks = _missing_modules(command[0], done.stderr)
-    words = f"{command[0]}: {lacks}{' '.join(done.stderr.split())[:500]}"
+        return _decode(done.stdout)
+    message = _decode(done.stderr)
+    lacks = _missing_modules(command[0], message)
+    words = f"{command[0]}: {lacks}{' '.join(message.split())[:500]}"
     # iptables-legacy reads and writes its tables through a raw socket, hence CAP_NET_RAW.
     if "ermission denied" in words or "not permitted" in words:
         raise PermissionKernelError(f"{words}: it needs CAP_NET_ADMIN and CAP_NET_RAW", 0)
     # iptables-nft-restore exits with 4 for a rule that the kernel refused, too, and names the line.
     if done.returncode == _RESOURCE_PROBLEM and "line" not in words:
         raise TransientKernelError(words, 0)
-    found = _LINE.search(done.stderr)
+    found = _LINE.search(message)
     number = int(found.group(1)) if found else 0
     line = "" if number == 0 else text.split("\n", number)[number - 1]
     raise RestoreError(f"{words} {line}".strip(), line)
+
+
+# Comments of other programs' rules may be any bytes, and a removal writes them back.
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _decode(output: bytes) -> str:
+    return output.decode("utf-8", "surrogateescape")
 
 
 def _missing_modules(program: str, message: str) -> str:

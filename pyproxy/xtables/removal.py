@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 import msgspec
 
 from pyproxy.xtables import kube_names
-from pyproxy.xtables.saved import SavedTable, target
+from pyproxy.xtables.saved import UNREAD, SavedTable, target
 
 _PYPROXY_MATCH = "! --ctstate DNAT"
 """kube-proxy's rules in the built-in chains never have it; pyproxy's jumps in filter do."""
@@ -108,7 +108,7 @@ def plan_own_removal(tables: Mapping[str, SavedTable]) -> tuple[TableRemoval, ..
 
 def _is_jump(table: str, text: str, owns: Owns) -> bool:
     chain = target(text)
-    if chain not in kube_names.ENTRIES:
+    if chain not in kube_names.ENTRIES or text.startswith(UNREAD):
         return False
     is_pyproxys = owns is kube_names.is_pyproxy and _PYPROXY_MATCH in text
     return is_pyproxys or owns(table, chain)

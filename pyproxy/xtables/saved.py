@@ -8,6 +8,15 @@ from itertools import pairwise
 
 import msgspec
 
+HOOKS = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
+"""The names of built-in chains, in any table."""
+
+UNREAD = "[nft] "
+"""Begins the text of a rule that iptables cannot print; only its verdict or jump follows, if any.
+
+Such a rule cannot be named to iptables-restore, so it is never deleted.
+"""
+
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 _NO_POLICY = "-"
 """The policy that iptables-save prints for a chain that is not built in."""
@@ -41,7 +50,8 @@ def parse(saved: str) -> dict[str, SavedTable]:
     chains: dict[str, list[str]] = {}
     policies: dict[str, str] = {}
     # A node with 10,000 Services has 130,000 lines of rules: they are tested for first.
-    for line in saved.splitlines():
+    # splitlines would also split at other characters, such as U+2028, which comments may have.
+    for line in saved.split("\n"):
         if line.startswith("-A "):
             _, chain, *text = line.split(" ", 2)
             chains.setdefault(chain, []).append(text[0] if text else "")
@@ -60,7 +70,7 @@ def parse(saved: str) -> dict[str, SavedTable]:
 def parse_counters(saved: str) -> dict[str, list[CountedRule]]:
     """Return the rules of one table by chain, from the output of iptables-save -c."""
     chains: dict[str, list[CountedRule]] = {}
-    for line in saved.splitlines():
+    for line in saved.split("\n"):
         # [packets:bytes] -A CHAIN TEXT
         if line.startswith("["):
             counters, _, chain, *text = line.split(" ", 3)

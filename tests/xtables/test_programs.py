@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,21 @@ def test_a_comment_that_is_not_utf8_is_read_and_written_back(
     namespace.call(lambda: programs.restore(lines))
     assert namespace.call(programs.save)["nat"].chains["PREROUTING"] == [saved]
     assert namespace.call(detect_flavour) is flavour
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\u0085", "\x0b", "\x0c", "\r"])
+def test_a_comment_with_another_end_of_line_is_read_and_written_back(
+    namespace: Namespace, flavour: Flavour, end: str
+) -> None:
+    rule = f'-m comment --comment "a{end}-A INPUT -j KUBE-SERVICES" -j RETURN'
+    programs = Programs(Family.IPV4, flavour)
+    texts = [rule, "-j RETURN"]
+    for _ in range(2):
+        rules = [f"-A PREROUTING {text}" for text in texts]
+        lines = ["*nat", "-F PREROUTING", *rules, "COMMIT"]
+        namespace.call(partial(programs.restore, lines))
+        texts = namespace.call(programs.save)["nat"].chains["PREROUTING"]
+        assert texts == [rule, "-j RETURN"]
 
 
 def test_a_program_that_is_not_installed_is_a_usage_error(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pyproxy.xtables.saved import parse, parse_counters, target
 from tests.takeover.scenes import IPTABLES
@@ -22,6 +24,23 @@ def test_built_in_chains_are_those_with_a_policy() -> None:
     (nat,) = parse(saved).values()
     assert nat.policies == {"PREROUTING": "ACCEPT"}
     assert nat.chains == {"PREROUTING": [""], "KUBE-X": []}
+
+
+# Ends of lines to str.splitlines or to a file in text mode, and others; iptables ends one at \n.
+COMMENTS = st.text(
+    st.characters(codec="utf-8", exclude_characters='"\\\n\0')
+    | st.sampled_from("\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\r")
+)
+
+
+@given(COMMENTS)
+def test_a_comment_may_have_any_character_but_the_end_of_a_line(comment: str) -> None:
+    rule = f'-m comment --comment "{comment}" -j KUBE-X'
+    saved = f"*nat\n:PREROUTING ACCEPT [0:0]\n:KUBE-X - [0:0]\n-A PREROUTING {rule}\nCOMMIT\n"
+    assert parse(saved)["nat"].chains == {"PREROUTING": [rule], "KUBE-X": []}
+    assert target(rule) == "KUBE-X"
+    counted = f"[7:420] -A PREROUTING {rule}\n"
+    assert parse_counters(counted) == {"PREROUTING": [(7, rule)]}
 
 
 def test_counters_are_packets_and_not_bytes() -> None:

@@ -29,7 +29,6 @@ from pyproxy.xtables import kube_names
 # The order of writes. iptables-restore commits each table on its own: none spans two tables.
 MANGLE, FILTER, NAT = TABLES = ("mangle", "filter", "nat")
 
-HOOKS = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
 """The built-in chains."""
 
 _LOOPBACK = {

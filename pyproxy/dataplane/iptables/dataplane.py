@@ -31,8 +31,6 @@ from pyproxy.dataplane.iptables.base_rules import TABLES, IptablesOptions
 from pyproxy.dataplane.iptables.committed_state import CommittedTables, Saved
 from pyproxy.dataplane.iptables.compare import check_base_rules, compare
 from pyproxy.dataplane.iptables.drift_detector import DriftDetector
-from pyproxy.dataplane.iptables.nft_reader import NftReader
-from pyproxy.dataplane.iptables.nft_text import UnknownRuleError
 from pyproxy.dataplane.iptables.nft_writer import NftWriter
 from pyproxy.dataplane.iptables.plan import IptablesPlan, TableName
 from pyproxy.dataplane.iptables.service_path import Read, read_base, read_path
@@ -49,6 +47,8 @@ from pyproxy.model.objects import ObjectName
 from pyproxy.netlink import nfacct
 from pyproxy.policy.routing import ServiceRouting
 from pyproxy.xtables import kube_names
+from pyproxy.xtables.nft_reader import NftReader
+from pyproxy.xtables.nft_text import UnknownRuleError
 from pyproxy.xtables.programs import Programs, RestoreError, detect_flavour
 from pyproxy.xtables.removal import plan_removal
 

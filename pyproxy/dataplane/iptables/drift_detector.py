@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from pyproxy.dataplane.interface import Drift
-from pyproxy.dataplane.iptables.base_rules import HOOKS, TABLES
+from pyproxy.dataplane.iptables.base_rules import TABLES
 from pyproxy.dataplane.iptables.plan import Growth, TableName
 from pyproxy.model.address import Family
 from pyproxy.model.flavour import Flavour
@@ -24,6 +24,7 @@ from pyproxy.netlink.monitor import Monitor
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import get_generation, read_generation
 from pyproxy.xtables import kube_names
+from pyproxy.xtables.saved import HOOKS
 
 # IPT_SO_GET_INFO and IP6T_SO_GET_INFO are equal. struct ipt_getinfo has the name, the valid hooks,
 # five entry points, five underflows, the number of entries and their bytes.

@@ -13,8 +13,6 @@ from pathlib import Path
 
 from pyproxy.dataplane.iptables import trace_result
 from pyproxy.dataplane.iptables.base_rules import FILTER, NAT, TABLES
-from pyproxy.dataplane.iptables.nft_reader import NftReader
-from pyproxy.dataplane.iptables.nft_text import UnknownRuleError
 from pyproxy.dataplane.iptables.rule_parser import parse_rule
 from pyproxy.dataplane.iptables.rules import Rule
 from pyproxy.dataplane.iptables.tracer import TraceState, trace
@@ -23,6 +21,8 @@ from pyproxy.errors import KernelError, PyproxyError, UsageError
 from pyproxy.model.address import Address, Family, parse_address
 from pyproxy.model.flavour import Flavour
 from pyproxy.xtables import kube_names
+from pyproxy.xtables.nft_reader import NftReader
+from pyproxy.xtables.nft_text import UnknownRuleError
 from pyproxy.xtables.programs import Programs
 from pyproxy.xtables.saved import EMPTY, SavedTable, target
 

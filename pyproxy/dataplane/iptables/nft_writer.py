@@ -13,7 +13,6 @@ from itertools import chain, islice
 
 from pyproxy.dataplane.ahead import one_ahead
 from pyproxy.dataplane.iptables.nft_rules import pack
-from pyproxy.dataplane.iptables.nft_text import NFPROTO
 from pyproxy.dataplane.iptables.plan import TableChange
 from pyproxy.dataplane.iptables.rules import Chains
 from pyproxy.model.address import Family
@@ -21,6 +20,7 @@ from pyproxy.netlink.kernel_errors import MessageError
 from pyproxy.netlink.nfnetlink import Message, Nfnetlink, batch_size
 from pyproxy.netlink.nftables import SUBSYSTEM, add_table, delete_chain
 from pyproxy.netlink.rules import append_packed, create_chain, flush, rule_place
+from pyproxy.xtables.nft_text import NFPROTO
 
 _LARGE = 5_000
 """Messages of a transaction if they are many: 2 MB, of which two are in memory at a time."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -15,7 +15,7 @@ from pyproxy.model.address import Family
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.routing import ServiceRouting
 from pyproxy.xtables import kube_names
-from pyproxy.xtables.saved import SavedTable, target
+from pyproxy.xtables.saved import UNREAD, SavedTable, target
 
 TableName = tuple[Family, str]
 
@@ -184,13 +184,7 @@ def diff_saved(
     missing = tuple(
         (hook, rule) for hook, rule in jumps if rule.text not in saved.chains.get(hook, ())
     )
-    # Jumps in built-in chains may be older versions' or kube-proxy's: all that differ are deleted.
-    strays = tuple(
-        (hook, text)
-        for hook in sorted(saved.hooks)
-        for text in saved.chains[hook]
-        if kube_names.is_iptables_mode(target(text)) and (hook, text) not in in_place
-    )
+    strays = tuple(_strays(saved, in_place))
     unwanted = [
         chain for chain in saved.chains if kube_names.is_iptables_mode(chain) and chain not in after
     ]
@@ -198,8 +192,9 @@ def diff_saved(
         used = {
             target(text)
             for chain, texts in saved.chains.items()
-            if not (kube_names.is_iptables_mode(chain) or chain in saved.hooks)
+            if not kube_names.is_iptables_mode(chain)
             for text in texts
+            if (chain, text) not in strays
         }
         emptied = used - {kube_names.MARK_MASQUERADE}
         chains |= {chain: () for chain in unwanted if chain in emptied and saved.chains[chain]}
@@ -208,6 +203,21 @@ def diff_saved(
     growth = Growth(growth.rules + len(missing) - len(strays), growth.chains)
     created = frozenset(chains.keys() - saved.chains.keys())
     return TableChange(chains, tuple(unwanted), missing, strays, growth, created)
+
+
+def _strays(saved: SavedTable, in_place: Collection[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Yield the jumps in built-in chains that are to be deleted, a duplicate as often as it is.
+
+    Jumps that differ may be older versions' or kube-proxy's. Other programs jump to KUBE-MARK-MASQ.
+    """
+    for hook in sorted(saved.hooks):
+        found: set[str] = set()
+        for text in saved.chains[hook]:
+            if target(text) not in kube_names.ENTRIES or text.startswith(UNREAD):
+                continue
+            if (hook, text) not in in_place or text in found:
+                yield hook, text
+            found.add(text)
 
 
 def _growth(

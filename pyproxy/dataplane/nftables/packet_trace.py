@@ -234,7 +234,7 @@ def rule_texts(listing: str) -> Mapping[tuple[str, int], str]:
     """Return each rule's text by its chain and handle, from `nft -a -t list table`."""
     found: dict[tuple[str, int], str] = {}
     chain = ""
-    for line in listing.splitlines():
+    for line in listing.split("\n"):
         if began := _CHAIN.match(line):
             chain = began[1]
         elif rule := _RULE.fullmatch(line):

@@ -10,7 +10,7 @@ from pyproxy_lab.namespace import Namespace
 
 from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.dataplane.iptables import committed_state
-from pyproxy.dataplane.iptables.base_rules import HOOKS, TABLES, IptablesOptions
+from pyproxy.dataplane.iptables.base_rules import TABLES, IptablesOptions
 from pyproxy.dataplane.iptables.dataplane import IptablesDataplane
 from pyproxy.dataplane.iptables.plan import IptablesPlan
 from pyproxy.model.address import Family, parse_network
@@ -18,6 +18,7 @@ from pyproxy.model.flavour import Flavour
 from pyproxy.policy.routing import ServiceRouting
 from pyproxy.xtables import kube_names
 from pyproxy.xtables.programs import Programs
+from pyproxy.xtables.saved import HOOKS
 
 NODE = NodeRouting((parse_network("10.128.0.0/9"),))
 Texts = dict[tuple[str, str], list[str]]

@@ -6,7 +6,6 @@ import pytest
 
 from pyproxy.dataplane.iptables.base_rules import (
     FILTER,
-    HOOKS,
     MANGLE,
     NAT,
     IptablesOptions,
@@ -16,6 +15,7 @@ from pyproxy.dataplane.iptables.base_rules import (
 )
 from pyproxy.model.address import Family, Network, parse_network
 from pyproxy.xtables import kube_names
+from pyproxy.xtables.saved import HOOKS
 
 NETWORKS = (parse_network("10.244.0.0/16"), parse_network("fd10::/16"))
 

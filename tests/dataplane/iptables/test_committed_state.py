@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from hypothesis import given, settings
 
 from pyproxy.dataplane.interface import NodeRouting
-from pyproxy.dataplane.iptables.base_rules import HOOKS, IptablesOptions
+from pyproxy.dataplane.iptables.base_rules import IptablesOptions
 from pyproxy.dataplane.iptables.committed_state import CommittedTables, Tables, compile_all
 from pyproxy.dataplane.iptables.plan import IptablesPlan
 from pyproxy.model.address import Family, parse_network
 from pyproxy.policy.routing import ServiceRouting
+from pyproxy.xtables.saved import HOOKS
 from tests.dataplane.nftables.scenes import Scene, scenes
 from tests.dataplane.nftables.test_dataplane import numbered
 

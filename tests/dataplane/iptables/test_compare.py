@@ -9,11 +9,11 @@ from hypothesis import given
 
 from pyproxy.dataplane.interface import NodeRouting, StateDiff
 from pyproxy.dataplane.iptables import committed_state
-from pyproxy.dataplane.iptables.base_rules import HOOKS, IptablesOptions
+from pyproxy.dataplane.iptables.base_rules import IptablesOptions
 from pyproxy.dataplane.iptables.compare import compare
 from pyproxy.model.address import Family, parse_network
 from pyproxy.policy.routing import ServiceRouting
-from pyproxy.xtables.saved import SavedTable, target
+from pyproxy.xtables.saved import HOOKS, SavedTable, target
 from tests.dataplane.nftables.scenes import Scene, scenes
 from tests.dataplane.nftables.test_dataplane import numbered
 

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pyproxy_lab.namespace import Namespace
 
 from pyproxy.dataplane.interface import Changes, NodeRouting
-from pyproxy.dataplane.iptables.base_rules import HOOKS, IptablesOptions
+from pyproxy.dataplane.iptables.base_rules import IptablesOptions
 from pyproxy.dataplane.iptables.dataplane import IptablesDataplane
 from pyproxy.errors import RejectedError, StaleStateError
 from pyproxy.metrics import Metrics
@@ -24,6 +24,7 @@ from pyproxy.model.flavour import Flavour
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.routing import Frontend, Scope, ServiceRouting, Use
 from pyproxy.xtables import kube_names
+from pyproxy.xtables.saved import HOOKS
 from tests.dataplane.iptables.programming import NODE, desired, held, program, programming, run
 from tests.dataplane.nftables.scenes import Scene, scenes
 from tests.dataplane.nftables.test_dataplane import numbered

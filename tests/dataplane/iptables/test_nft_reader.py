@@ -11,17 +11,18 @@ from hypothesis import strategies as st
 from pyproxy_lab.namespace import Namespace
 
 from pyproxy.dataplane.interface import NodeRouting, StateDiff
-from pyproxy.dataplane.iptables.base_rules import HOOKS, TABLES, IptablesOptions
+from pyproxy.dataplane.iptables.base_rules import TABLES, IptablesOptions
 from pyproxy.dataplane.iptables.compare import compare
 from pyproxy.dataplane.iptables.kernel_trace import IptablesTracer
-from pyproxy.dataplane.iptables.nft_reader import NftReader
-from pyproxy.dataplane.iptables.nft_text import RuleTexts, UnknownRuleError
 from pyproxy.dataplane.iptables.service_path import read_path
 from pyproxy.dataplane.packets import Packet
 from pyproxy.model.address import Family, Port, Protocol, parse_address
 from pyproxy.model.flavour import Flavour
 from pyproxy.netlink.attributes import attribute, nested, string
+from pyproxy.xtables.nft_reader import NftReader
+from pyproxy.xtables.nft_text import RuleTexts, UnknownRuleError
 from pyproxy.xtables.programs import Programs
+from pyproxy.xtables.saved import HOOKS
 from tests.dataplane.iptables.programming import NODE, program, programming, run
 from tests.dataplane.iptables.test_compare import Kernel, kernel
 from tests.dataplane.nftables.scenes import Scene, scenes

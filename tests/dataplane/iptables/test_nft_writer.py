@@ -14,7 +14,6 @@ from pyproxy_lab.namespace import Namespace
 from pyproxy.dataplane.interface import Changes
 from pyproxy.dataplane.iptables.dataplane import IptablesDataplane
 from pyproxy.dataplane.iptables.nft_rules import pack
-from pyproxy.dataplane.iptables.nft_text import RuleTexts
 from pyproxy.dataplane.iptables.nft_writer import NftWriter
 from pyproxy.dataplane.iptables.plan import TableChange
 from pyproxy.dataplane.iptables.rule_parser import parse_rule
@@ -23,6 +22,7 @@ from pyproxy.errors import RejectedError
 from pyproxy.model.address import Family, parse_network
 from pyproxy.model.flavour import Flavour
 from pyproxy.netlink.attributes import attribute_map
+from pyproxy.xtables.nft_text import RuleTexts
 from pyproxy.xtables.programs import Programs
 from tests.dataplane.iptables.programming import NODE, desired, held, program, programming, run
 from tests.dataplane.iptables.test_nft_reader import SAMPLES
@@ -112,7 +112,7 @@ LIMITED = ["unshare", "--user", "--map-root-user", "--net"]
 WRITE_INTERRUPTED = """
 import sys
 from pathlib import Path
-from pyproxy.dataplane.iptables.nft_reader import NftReader
+from pyproxy.xtables.nft_reader import NftReader
 from pyproxy.dataplane.iptables.nft_writer import NftWriter
 from pyproxy.dataplane.iptables.plan import TableChange
 from pyproxy.dataplane.iptables.rules import DROP, RETURN, Jump, Rule

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from pyproxy.dataplane.iptables.plan import Growth, diff_chains, diff_saved
 from pyproxy.dataplane.iptables.rules import DROP, RETURN, Jump, Rule
-from pyproxy.xtables.saved import SavedTable
+from pyproxy.xtables.saved import UNREAD, SavedTable
 
 DROPS, RETURNS = (Rule(target=DROP),), (Rule(target=RETURN),)
 JUMP = Rule(target=Jump("KUBE-SERVICES"))
@@ -53,3 +55,38 @@ def test_unwanted_chains_and_stray_jumps_are_removed_from_a_read_back() -> None:
     assert change.stray_jumps == (("PREROUTING", "-s 10.0.0.0/8 -j KUBE-SERVICES"),)
     assert change.jumps == ()
     assert change.growth == Growth(rules=-3, chains=-1)
+
+
+@pytest.mark.parametrize(
+    ("texts", "strays"),
+    [
+        (["-s 192.0.2.7/32 -j KUBE-MARK-MASQ", "-j KUBE-SERVICES"], []),
+        (["-j KUBE-SERVICES", "-j FOREIGN", "-j KUBE-SERVICES"], ["-j KUBE-SERVICES"]),
+        (["-j KUBE-SERVICES"] * 4, ["-j KUBE-SERVICES"] * 3),
+        (["-j KUBE-NODEPORTS"] * 2 + ["-j KUBE-SERVICES"], ["-j KUBE-NODEPORTS"] * 2),
+        ([f"{UNREAD}-j KUBE-SERVICES", "-j KUBE-SERVICES", UNREAD, f"{UNREAD}-j DROP"], []),
+        (["-j KUBE-SERVICES", '-m comment --comment "a -j KUBE-SERVICES" -j DROP'], []),
+    ],
+)
+def test_jumps_of_other_programs_stay_and_one_of_each_of_ours(
+    texts: list[str], strays: list[str]
+) -> None:
+    saved = SavedTable(
+        {"PREROUTING": texts, "KUBE-SERVICES": ["-j DROP"]}, {"PREROUTING": "ACCEPT"}
+    )
+    change = diff_saved(saved, {"KUBE-SERVICES": DROPS}, (("PREROUTING", JUMP),))
+    assert [text for _, text in change.stray_jumps] == strays
+    assert change.jumps == ()
+    assert change.growth == Growth(rules=-len(strays))
+
+
+@pytest.mark.parametrize("text", ["-s 192.0.2.7/32 -j KUBE-SVC-B", f"{UNREAD}-j KUBE-SVC-B"])
+def test_an_unwanted_chain_that_a_built_in_chain_jumps_to_is_emptied(text: str) -> None:
+    saved = SavedTable(
+        {"PREROUTING": ["-j KUBE-SERVICES", text], "KUBE-SVC-B": ["-j DROP"]},
+        {"PREROUTING": "ACCEPT"},
+    )
+    change = diff_saved(saved, {}, (("PREROUTING", JUMP),))
+    assert not change.deleted
+    assert change.chains == {"KUBE-SVC-B": ()}
+    assert not change.stray_jumps

@@ -8,10 +8,9 @@ ip or ip6.
 from __future__ import annotations
 
 import errno
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
-from pyproxy.dataplane.iptables.base_rules import HOOKS
-from pyproxy.dataplane.iptables.nft_text import NFPROTO, RuleTexts, UnknownRuleError
 from pyproxy.errors import KernelError
 from pyproxy.model.address import Family
 from pyproxy.netlink.attributes import attribute_map
@@ -20,21 +19,22 @@ from pyproxy.netlink.nftables import (
     get_chain,
     get_chain_rules,
     get_chains,
+    get_rules,
     read_chains,
     read_policy,
     read_rules,
 )
 from pyproxy.xtables import kube_names
-from pyproxy.xtables.saved import SavedTable
+from pyproxy.xtables.nft_text import NFPROTO, RuleTexts, UnknownRuleError
+from pyproxy.xtables.saved import HOOKS, UNREAD, CountedRule, SavedTable
 
 
 class NftReader:
     """Reads chains in the network namespace that it was made in.
 
-    The rules of other programs' chains, and theirs in built-in chains, have their verdict or jump
-    alone as text if they are not known. Methods block on the kernel. They raise KernelError, and
-    UnknownRuleError if iptables-nft-save alone can print a rule of pyproxy's chains, or a jump to
-    one of them.
+    `table` and `chain` give rules of other programs that are not known their verdict or jump alone
+    as text. They raise UnknownRuleError if iptables-nft-save alone can print a rule of pyproxy's
+    chains, or a jump to one of them. All methods block on the kernel, and raise KernelError.
     """
 
     def __init__(self) -> None:
@@ -50,6 +50,26 @@ class NftReader:
         chains = NftChains(self, family, name)
         policies = {hook: policy for hook in HOOKS if (policy := self.policy(family, name, hook))}
         return SavedTable(chains, policies)
+
+    def save(self, family: Family, name: str) -> SavedTable:
+        """Return a whole table, where UNREAD and the jump stand for each rule that is not known."""
+        names = self.names(family, name)
+        rules = self._rules(family, name)
+        chains = {each: [self._known(family, packed) for packed in rules[each]] for each in names}
+        policies = {
+            hook: policy
+            for hook in HOOKS.intersection(names)
+            if (policy := self.policy(family, name, hook))
+        }
+        return SavedTable(chains, policies)
+
+    def counted(self, family: Family, name: str) -> dict[str, list[CountedRule]]:
+        """Return the rules of a whole table by chain, as in `save`, with their packets."""
+        texts = self._texts[family]
+        return {
+            chain: [(texts.packets(packed), self._known(family, packed)) for packed in rules]
+            for chain, rules in self._rules(family, name).items()
+        }
 
     def policy(self, family: Family, table: str, chain: str) -> str:
         """Return the policy of a built-in chain, empty if there is none."""
@@ -76,6 +96,17 @@ class NftReader:
             if error.errno == errno.ENOENT:
                 return None
             raise
+
+    def _rules(self, family: Family, table: str) -> defaultdict[str, list[bytes]]:
+        rules = read_rules(self._netlink.dump(get_rules(table, NFPROTO[family])))
+        return defaultdict(list, rules)
+
+    def _known(self, family: Family, packed: bytes) -> str:
+        texts = self._texts[family]
+        try:
+            return texts.text(packed)
+        except UnknownRuleError:
+            return UNREAD + texts.target(packed)
 
     def _text(self, family: Family, chain: str, packed: bytes) -> str:
         texts = self._texts[family]

@@ -44,6 +44,7 @@ _ANY_PORT = (0, 0xFFFF)
 # NFTA_LIST_ELEM with NFTA_EXPR_NAME "counter", behind the lengths of both.
 _COUNTER = b"counter\0"
 _COUNTER_OFFSET = 8
+_COUNTER_PACKETS = 2
 
 # iptables prints states in this order, whatever the order in which they were given.
 _STATES = ((1, "INVALID"), (8, "NEW"), (4, "RELATED"), (2, "ESTABLISHED"), (256, "UNTRACKED"),
@@ -102,6 +103,13 @@ class RuleTexts:
         if target is None:
             target = self._targets[behind] = _target(behind, self._family)
         return conditions + target
+
+    def packets(self, packed: bytes) -> int:
+        """Return the packets that a rule has counted, 0 without a counter."""
+        for expression in read_expressions(packed):
+            if expression.name == "counter":
+                return _number(expression.fields, _COUNTER_PACKETS)
+        return 0
 
     def target(self, packed: bytes) -> str:
         """Return the text of a jump to a chain, or of a verdict, alone; empty for other targets."""
