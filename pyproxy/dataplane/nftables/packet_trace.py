@@ -356,12 +356,10 @@ def _list(family: str, table: str) -> Mapping[tuple[str, int], str]:
         # -a lists handles, which identify rules in events; -t leaves the elements out.
         ["nft", "-a", "-t", "list", "table", family, table],
         capture_output=True,
-        encoding="utf-8",
-        errors="replace",
         check=False,
     )
     # A rule that nft cannot list is named by its handle.
-    return rule_texts(done.stdout)
+    return rule_texts(done.stdout.decode("utf-8", "replace"))
 
 
 def _interface(number: int) -> str:

@@ -135,10 +135,12 @@ def test_rule_texts_are_those_of_nft() -> None:
 
 \tchain refuse { # handle 31
 \t\tmeta l4proto tcp reject with tcp reset # handle 9
+\t\tdrop comment "a\u2028b\x0cc" # handle 10
 \t}
 }
 """
     assert rule_texts(listing) == {
         ("services", 54): "ip daddr . meta l4proto . th dport vmap @services4",
         ("refuse", 9): "meta l4proto tcp reject with tcp reset",
+        ("refuse", 10): 'drop comment "a\u2028b\x0cc"',
     }
