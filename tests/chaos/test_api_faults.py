@@ -242,13 +242,17 @@ def test_stop_ends_all_threads_during_a_fault(
 ) -> None:
     # By default it gives up after a second, which may be too early on a loaded machine.
     monkeypatch.setattr(kubernetes, "STOP_TIMEOUT", PATIENCE)
+    earlier = source_threads()  # of other tests
     with api_server() as server:
         server.faults.set(fault)
         with agent(server, clock=_RealPace()) as rig:
             rig.until(lambda: server.faults.met, "the fault is met")
             rig.source.stop()
-            alive = {thread.name for thread in threading.enumerate()}
-            assert not any(name.startswith("source-") for name in alive)
+            assert not source_threads() - earlier
+
+
+def source_threads() -> set[threading.Thread]:
+    return {each for each in threading.enumerate() if each.name.startswith("source-")}
 
 
 class _RealPace(Pace):

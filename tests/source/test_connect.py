@@ -178,6 +178,7 @@ def test_stop_ends_all_threads_with_tls(
     tmp_path: Path, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kubernetes, "STOP_TIMEOUT", PATIENCE)
+    earlier = set(threading.enumerate())
     crt, key = pair
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(crt, key)
@@ -189,5 +190,5 @@ def test_stop_ends_all_threads_with_tls(
         source.start()
         until(lambda: len(recorder.events) == 3)
         source.stop()
-        names = {thread.name for thread in threading.enumerate()}
-        assert not any(name.startswith("source-") for name in names)
+        new = set(threading.enumerate()) - earlier
+        assert not any(thread.name.startswith("source-") for thread in new)

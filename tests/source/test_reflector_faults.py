@@ -224,6 +224,7 @@ def test_an_invalid_object_among_valid_ones(streams: bool) -> None:
 def test_stop_interrupts_every_wait(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
     # By default it gives up after a second, which may be too early on a loaded machine.
     monkeypatch.setattr(kubernetes, "STOP_TIMEOUT", PATIENCE)
+    until(lambda: not source_threads(), "sources of other tests end")
     with serving(script) as server:
         source = KubernetesSource(client_of(server.url), "node-a", Recorder())
         source.start()

@@ -43,6 +43,7 @@ from pyproxy.model.objects import (
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.policy.endpoints import route_service
 from pyproxy.policy.routing import ServiceRouting
+from tests.waiting import RESPONSE_TIMEOUT
 
 pytestmark = pytest.mark.packets
 
@@ -199,7 +200,7 @@ def ask(lab: Lab, client: str, packet: Packet, timeout: float) -> Outcome:
 def patience(expected: Trace) -> float:
     """How long to wait for an answer, in seconds: where there is to be one it is only late."""
     answered = any(isinstance(verdict, Delivered | Rejected) for verdict in expected.verdicts())
-    return 5.0 if answered else 0.3
+    return RESPONSE_TIMEOUT if answered else 0.3
 
 
 def probes() -> Iterator[tuple[str, tuple[Case, str, str, Family, Protocol]]]:
