@@ -24,6 +24,9 @@ COUNT_EVERY = 5.0
 
 _STOP_TIMEOUT = 2.0
 
+_DISORDER = 5
+"""Seconds that a moment may arrive late; an earlier one means that the clock was set back."""
+
 
 class Moment(msgspec.Struct, frozen=True):
     """One second of a timeline.
@@ -41,11 +44,15 @@ class Moment(msgspec.Struct, frozen=True):
 
 
 class Timeline:
-    """The last `SECONDS` moments. Thread-safe."""
+    """The last `SECONDS` moments. Thread-safe.
+
+    When the wall clock is set back, the moments after its new time are dropped.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._moments: OrderedDict[int, Moment] = OrderedDict()
+        self._newest = 0
         self._changes = 0
 
     def changes(self) -> int:
@@ -72,13 +79,17 @@ class Timeline:
             self._put(msgspec.structs.replace(self._at(second), connections=rate))
 
     def moments(self, now: float) -> tuple[Moment, ...]:
-        """Return the moments of the last `SECONDS`, oldest first."""
+        """Return the moments of the last `SECONDS`, oldest first, and none after `now`."""
         with self._lock:
-            return tuple(
-                moment for moment in self._moments.values() if moment.second > now - SECONDS
-            )
+            found = [each for each in self._moments.values() if now - SECONDS < each.second <= now]
+        return tuple(sorted(found, key=lambda each: each.second))
 
     def _at(self, second: int) -> Moment:
+        if second < self._newest - _DISORDER:
+            for each in [each for each in self._moments if each >= second]:
+                del self._moments[each]
+            self._newest = second
+        self._newest = max(self._newest, second)
         return self._moments.get(second) or Moment(second)
 
     def _put(self, moment: Moment) -> None:
