@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 from pyproxy.agent.cluster_state import ClusterState
 from pyproxy.agent.commit import Commit
 from pyproxy.agent.config_rules import (
+    CLOCK_TOLERANCE,
     api_server_problem,
     cidr_problems,
     clock_problem,
@@ -30,7 +31,10 @@ from pyproxy.source.client import Client
 log = logging.getLogger(__name__)
 
 _CLOCK_STEP = 30.0
-"""Seconds from which on a change of the clocks' difference counts."""
+"""Seconds from which on a change of the reported difference between the clocks is a new text."""
+
+_CLOCK_MARGIN = 5.0
+"""Seconds below the tolerance at which a reported difference is over."""
 
 
 class ConfigProblemCollector(Collector):
@@ -76,6 +80,7 @@ class ConfigChecks:
         self._of_file = of_file
         self._servers: frozenset[Backend] = frozenset()
         self._owner: ObjectName | None = None
+        # The difference in the reported text, 0 for none.
         self._clock_offset = 0.0
         self._families: set[Family] = set()
         self._problems: tuple[ConfigProblem, ...] = ()
@@ -149,11 +154,18 @@ class ConfigChecks:
             self._owner = next((each.name for each in services if self._is_server(each)), None)
         if found := api_server_problem(client.hosts, os.environ, self._owner):
             yield found
-        # Dates are whole seconds, and a message that changes is logged again.
-        if abs(client.clock_offset - self._clock_offset) > _CLOCK_STEP:
-            self._clock_offset = client.clock_offset
+        self._note_clock(client.clock_offset)
         if found := clock_problem(self._clock_offset):
             yield found
+
+    def _note_clock(self, offset: float) -> None:
+        # Dates are whole seconds, and a message that comes back or changes is logged again.
+        reported = self._clock_offset
+        changed = not reported or abs(offset - reported) > _CLOCK_STEP
+        if abs(offset) > CLOCK_TOLERANCE:
+            self._clock_offset = offset if changed else reported
+        elif changed or abs(offset) <= CLOCK_TOLERANCE - _CLOCK_MARGIN:
+            self._clock_offset = 0.0
 
     def _is_server(self, service: Service) -> bool:
         """Return whether an API server's address is the cluster IP of a Service.

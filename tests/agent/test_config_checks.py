@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from email.utils import formatdate
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pyproxy.agent.config_checks import ConfigChecks, ConfigProblemCollector
 from pyproxy.agent.config_rules import (
@@ -324,6 +326,42 @@ def test_the_clock_is_that_of_responses(caplog: pytest.LogCaptureFixture) -> Non
         client.get("/version", {}, PATIENCE).close()
         checks.check(state, HERE)
     assert not checks.problems()
+
+
+def reported(offsets: Sequence[float]) -> list[str]:
+    """Return the clock's problem after each of the offsets, shortened; empty for none."""
+    client, state = client_of("http://127.0.0.1:1"), Stage().agent.cluster_state
+    checks = ConfigChecks(SERVED, FakeSource(), client)
+    found = []
+    for offset in offsets:
+        client.clock_offset = offset
+        checks.check(state, HERE)
+        texts = [str(each) for each in checks.problems()]
+        found.append(texts[0].split("node is ")[1].split(" the API")[0] if texts else "")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("offsets", "texts"),
+    [
+        ((65.0, 40.0), ["1 min 5 s behind", ""]),
+        ((45.0, 74.0), ["", "1 min 14 s behind"]),
+        ((-45.0, -61.0, -54.0), ["", "1 min 1 s ahead of", ""]),
+        # Around the limit the text stays.
+        ((61.0, 60.0, 59.0, 61.0, 56.0, 55.0, 56.0), [*["1 min 1 s behind"] * 5, "", ""]),
+        ((70.0, 80.0, 99.0, 101.0), [*["1 min 10 s behind"] * 3, "1 min 41 s behind"]),
+        ((95.0, 58.0, 61.0), ["1 min 35 s behind", "", "1 min 1 s behind"]),
+        ((70.0, -70.0), ["1 min 10 s behind", "1 min 10 s ahead of"]),
+    ],
+)
+def test_the_present_offset_decides(offsets: Sequence[float], texts: list[str]) -> None:
+    assert reported(offsets) == texts
+
+
+@given(st.lists(st.floats(-200, 200), min_size=1, max_size=30))
+def test_a_reported_clock_is_off_and_one_that_is_off_is_reported(offsets: list[float]) -> None:
+    for offset, text in zip(offsets, reported(offsets), strict=True):
+        assert text if abs(offset) > 60.0 else not text or abs(offset) > 55.0
 
 
 def test_what_the_source_has_logged_is_not_logged_again(caplog: pytest.LogCaptureFixture) -> None:
