@@ -62,6 +62,10 @@ class SwitchFacts(msgspec.Struct, frozen=True):
         values = (self.of_device(Family.IPV4, each, name) or 0 for each in ("all", device))
         return max(values)
 
+    def is_set(self, device: str, name: str) -> bool:
+        """Return whether an IPv4 sysctl is not 0 for `all` or for a device (IN_DEV_ORCONF)."""
+        return any(self.of_device(Family.IPV4, each, name) for each in ("all", device))
+
 
 def read_switches(paths: ServicePaths, devices: Devices) -> SwitchFacts:
     """Read the sysctls that apply to paths. Blocks for files of /proc. Raises OSError."""

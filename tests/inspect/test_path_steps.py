@@ -114,7 +114,11 @@ def test_a_node_port_on_a_loopback_address_needs_route_localnet() -> None:
         "net.ipv4.conf.all.route_localnet is 0: packets to 127.0.0.1 cannot leave this node to "
         "10.244.2.1:8080"
     )
-    assert switches_of(mine, values={"ipv4.conf.eth0.route_localnet": 1}).result is Result.OK
+    # The kernel takes any integer, and each but 0 is on.
+    for value in (1, 2, -1):
+        for entry in ("all", "eth0"):
+            values = {f"ipv4.conf.{entry}.route_localnet": value}
+            assert switches_of(mine, values=values).result is Result.OK
 
 
 @pytest.mark.parametrize("values", [{}, {"bridge.bridge-nf-call-iptables": 0}])

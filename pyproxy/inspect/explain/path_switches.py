@@ -159,7 +159,7 @@ def _localhost(path: PacketPath, part: SwitchFacts) -> Iterator[Finding]:
     target, device = path.arriving.destination, path.leaving.out_device
     if not target.startswith(_LOOPBACK) or len(target) != 4 or not device:
         return
-    if not part.strongest(device, "route_localnet"):
+    if not part.is_set(device, "route_localnet"):
         yield fault(
             path,
             f"net.ipv4.conf.all.route_localnet is 0: packets to {address_text(target)} cannot "
