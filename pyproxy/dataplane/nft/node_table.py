@@ -29,7 +29,8 @@ _SHIELD = "loopback-shield"
 # Before conntrack (-200), so that a dropped packet leaves no trace: NF_IP_PRI_RAW.
 _RAW = -300
 _LOOPBACK = bytes((127,))
-_NAME = re.compile(r"(.+)\.was-([0-9]+)\.set-([0-9]+)")
+# Most sysctls are integers without bounds: "was--1" is one that was -1.
+_NAME = re.compile(r"(.+)\.was-(-?[0-9]+)\.set-(-?[0-9]+)")
 # Offsets of source and destination in the IPv4 header.
 _ADDRESSES = (12, 16)
 
