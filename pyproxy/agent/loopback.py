@@ -1,11 +1,12 @@
 """Loopback addresses that the kernel routes, for node ports on 127.0.0.1, and their shield.
 
 A translated connection leaves this machine for a pod, and its replies arrive for 127.0.0.1. The
-kernel drops them unless the sysctl route_localnet is 1. Without a shield, neighbours on a link then
-reach programs that listen on loopback addresses alone (CVE-2020-8558).
+kernel drops them unless the sysctl route_localnet is set: any value but 0, because it is an integer
+without bounds. Without a shield, neighbours on a link then reach programs that listen on loopback
+addresses alone (CVE-2020-8558).
 
-The shield is up before the sysctl is 1, and stays as long as it is 1 on any interface, whichever
-program set it. IPv6 has no such sysctl.
+The shield is up before the sysctl is set, and stays as long as it is set on any interface by any
+program, or cannot be read. IPv6 has no such sysctl.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ class Loopback:
         self._table = table
         self._settings = settings
         self._root = root
-        # Whether the sysctl was 1 anywhere when it was last read.
+        # Whether the sysctl was set anywhere when it was last read, or could not be read.
         self._is_open = False
-        # Interfaces that `was_opened` reads in its next calls.
+        # Interfaces that `was_opened` reads in its next calls, the next one last.
         self._unread: list[str] = []
 
     def open(self) -> None:
@@ -50,9 +51,10 @@ class Loopback:
         try:
             if self._table is not None:
                 self._table.add_shield()
-                self._settings.make(_SETTING)
+            if self._is_set("all"):
                 return
-            if _SETTING.is_met_by(int(self._settings.read(_SETTING.path))):
+            if self._table is not None:
+                self._settings.make(_SETTING)
                 return
             reason = "no nf_tables to protect loopback addresses with"
         except (OSError, KernelError) as error:
@@ -65,28 +67,32 @@ class Loopback:
         )
 
     def shield_while_open(self) -> None:
-        """Put up the shield if the sysctl is 1, and else remove it. Idempotent; KernelError."""
-        opened = self._open_interfaces()
-        self._is_open = bool(opened)
+        """Put up the shield if the sysctl is set, and else remove it. Idempotent; KernelError.
+
+        A sysctl that cannot be read counts as set.
+        """
+        reason = self._reason()
+        self._is_open = bool(reason)
         if self._table is None:
             return
-        if not opened:
+        if not reason:
             self._table.remove_shield()
             return
         self._table.add_shield()
         if ROUTE_LOCALNET not in self._settings.remembered():
             log.info(
-                "net.ipv4.conf.%s.route_localnet is 1, which pyproxy did not set: dropping packets "
-                "of other machines to and from 127.0.0.0/8",
-                ",".join(opened),
+                "%s, and pyproxy did not set it: dropping packets of other machines to and from "
+                "127.0.0.0/8",
+                reason,
             )
 
     def shield_if_open(self) -> bool:
-        """Put up the shield if the sysctl is 1; return whether it is new. Idempotent; KernelError.
+        """Put up the shield if the sysctl is set; return whether it is new.
 
-        Does nothing without nf_tables.
+        A sysctl that cannot be read counts as set. Does nothing without nf_tables. Idempotent.
+        Raises KernelError.
         """
-        if self._table is None or not self._open_interfaces() or self._table.has_shield():
+        if self._table is None or not self._reason() or self._table.has_shield():
             return False
         self._table.add_shield()
         return True
@@ -95,13 +101,17 @@ class Loopback:
         """Return whether another program has set the sysctl since the last call.
 
         Each call reads that of `all` and of a few interfaces, in turn: there may be hundreds.
+        Raises OSError if one could not be read, and continues with the others in the next call.
         """
         if self._is_open:
             return False
-        self._unread = self._unread or self._interfaces()
-        now, self._unread = self._unread[:_FEW], self._unread[_FEW:]
-        self._is_open = any(map(self._is_set, ["all", *now]))
+        self._is_open = self._is_set("all") or self._is_set_on_next()
         return self._is_open
+
+    def _is_set_on_next(self) -> bool:
+        self._unread = self._unread or self._interfaces()[::-1]
+        count = min(_FEW, len(self._unread))
+        return any(self._is_set(self._unread.pop()) for _ in range(count))
 
     def keep_shield(self) -> None:
         """Put up the shield again if another program removed it. Idempotent; KernelError."""
@@ -109,9 +119,9 @@ class Loopback:
             self._table.add_shield()
 
     def remove_shield(self, *, keep_if_open: bool) -> None:
-        """Remove the shield; with `keep_if_open` only if the sysctl is 0. Idempotent; KernelError.
+        """Remove the shield; with `keep_if_open` only if the sysctl is 0. Idempotent.
 
-        Logs a warning if it stays.
+        Logs a warning if it stays. Raises KernelError, and OSError if the sysctl cannot be read.
         """
         if self._table is None or not self._table.has_shield():
             return
@@ -120,29 +130,46 @@ class Loopback:
             self._table.remove_shield()
             return
         log.warning(
-            "net.ipv4.conf.%s.route_localnet is 1: table inet %s stays, because it drops packets "
-            "of other machines to and from 127.0.0.0/8; set the sysctl to 0 and run cleanup again",
-            ",".join(opened),
+            "%s: table inet %s stays, because it drops packets of other machines to and from "
+            "127.0.0.0/8; set the sysctl to 0 and run cleanup again",
+            _set_on(opened),
             TABLE,
         )
 
+    def _reason(self) -> str:
+        """Return why the shield has to be up; empty if no interface needs it."""
+        try:
+            opened = self._open_interfaces()
+        except OSError as error:
+            # EMFILE for example says nothing about the sysctl.
+            return f"cannot read net.ipv4.conf.*.route_localnet: {error_name(error)}"
+        return _set_on(opened) if opened else ""
+
     def _open_interfaces(self) -> list[str]:
-        """Name the entries of net.ipv4.conf whose route_localnet is 1."""
+        """Name the entries of net.ipv4.conf whose route_localnet is set. Raises OSError."""
         return [name for name in self._interfaces() if self._is_set(name)]
 
     def _interfaces(self) -> list[str]:
-        """Name the entries of net.ipv4.conf, but not lo, by which the node's own packets enter."""
+        """Name the entries of net.ipv4.conf, but not lo, by which the node's own packets enter.
+
+        Raises OSError.
+        """
         try:
             names = sorted(each.name for each in (self._root / _INTERFACES).iterdir())
-        except OSError:
+        except FileNotFoundError:  # a kernel without this sysctl
             return []
         return [name for name in names if name != "lo"]
 
     def _is_set(self, interface: str) -> bool:
+        """Return whether an interface's route_localnet is not 0. Raises OSError."""
         try:
-            return self._settings.read(_INTERFACES / interface / "route_localnet") == "1"
-        except OSError:  # the interface is gone
+            return self._settings.read(_INTERFACES / interface / "route_localnet") != "0"
+        except FileNotFoundError:  # the interface is gone
             return False
+
+
+def _set_on(interfaces: list[str]) -> str:
+    return f"net.ipv4.conf.{','.join(interfaces)}.route_localnet is not 0"
 
 
 def error_name(error: OSError | KernelError) -> str:

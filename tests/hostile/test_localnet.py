@@ -31,6 +31,8 @@ LOCALHOST = "--nodeport-addresses=localhost"
 ELSEWHERE = "--nodeport-addresses=primary"
 WEB = (service("web", "10.96.0.1", ports=[{"port": 80, "nodePort": 30080}], type="NodePort"),)
 NOTHING = (False, False)
+# The kernel takes any integer, and each but 0 is on.
+OPEN = (1, 2, -1)
 
 
 class Attack:
@@ -132,7 +134,7 @@ def serving(mode: LabMode, network: Network, folder: Path, *flags: str) -> Itera
 
 
 def is_open(here: Namespace) -> bool:
-    return here.run(["sysctl", "-n", "net.ipv4.conf.all.route_localnet"]).stdout.strip() == "1"
+    return here.run(["sysctl", "-n", "net.ipv4.conf.all.route_localnet"]).stdout.strip() != "0"
 
 
 def cleanup(here: Namespace) -> str:
@@ -149,8 +151,11 @@ def listed(node: Namespace) -> list[str]:
 
 
 @pytest.mark.modes("nftables")
-def test_the_attack_works_on_an_open_node(mode: LabMode, node: Namespace, attack: Attack) -> None:
-    node.sysctl({SYSCTL: 1})
+@pytest.mark.parametrize("value", OPEN)
+def test_the_attack_works_on_an_open_node(
+    mode: LabMode, node: Namespace, attack: Attack, value: int
+) -> None:
+    node.sysctl({SYSCTL: value})
     until(lambda: attack.arrived() == (True, True), "both packets arrive")
 
 
@@ -177,31 +182,47 @@ def test_no_packet_arrives_in_any_state(
 
 
 @pytest.mark.modes("nftables")
+@pytest.mark.parametrize("value", OPEN)
+@pytest.mark.parametrize("node_ports", [ELSEWHERE, LOCALHOST])
 def test_a_node_that_another_program_opened_is_shielded(
-    mode: LabMode, network: Network, node: Namespace, attack: Attack, tmp_path: Path
+    mode: LabMode,
+    network: Network,
+    node: Namespace,
+    attack: Attack,
+    tmp_path: Path,
+    *,
+    value: int,
+    node_ports: str,
 ) -> None:
-    node.sysctl({SYSCTL: 1})
-    with serving(mode, network, tmp_path / "1", ELSEWHERE) as agent:
-        agent.logs("route_localnet is 1, which pyproxy did not set")
+    node.sysctl({SYSCTL: value})
+    with serving(mode, network, tmp_path / "1", node_ports) as agent:
+        agent.logs("route_localnet is not 0, and pyproxy did not set it")
         attack.arrived()
         agent.agent.stop()
         said = cleanup(node)
         assert is_open(node)
         assert attack.arrived() == NOTHING
-        assert "route_localnet is 1: table inet pyproxy-node stays" in said
+        assert "route_localnet is not 0: table inet pyproxy-node stays" in said
         node.sysctl({SYSCTL: 0})
         cleanup(node)
         assert tables(node) == []
 
 
 @pytest.mark.modes("nftables")
-@pytest.mark.parametrize("entry", ["all", "eth0"])
+@pytest.mark.parametrize(("entry", "value"), [("all", 1), ("all", 2), ("eth0", -1)])
 def test_another_program_opens_the_node_or_flushes_the_shield(
-    mode: LabMode, network: Network, node: Namespace, attack: Attack, tmp_path: Path, entry: str
+    mode: LabMode,
+    network: Network,
+    node: Namespace,
+    attack: Attack,
+    tmp_path: Path,
+    *,
+    entry: str,
+    value: int,
 ) -> None:
     sysctl = f"ipv4/conf/{entry}/route_localnet"
     with serving(mode, network, tmp_path / "1", ELSEWHERE):
-        node.sysctl({sysctl: 1})
+        node.sysctl({sysctl: value})
         until(lambda: "loopback-shield" in "".join(listed(node)), "the shield is up")
         before = listed(node)
         node.run(["nft", "flush", "ruleset"])
