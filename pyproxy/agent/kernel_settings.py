@@ -13,10 +13,21 @@ from pathlib import Path, PurePath
 
 from pyproxy.dataplane.mode import KernelSetting
 from pyproxy.dataplane.nft.node_table import NodeTable, Remembered
+from pyproxy.errors import TransientKernelError
 
 log = logging.getLogger(__name__)
 
 HASH_SIZE = PurePath("sys/module/nf_conntrack/parameters/hashsize")
+
+_PASSING = {
+    errno.EINTR,
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.ENOMEM,
+    errno.ENOBUFS,
+    errno.EMFILE,
+    errno.ENFILE,
+}
 
 HOST = PurePath("host")
 """The folder below which a container has the node's files, as in the pods of `kubectl debug`."""
@@ -108,6 +119,8 @@ class KernelSettings:
             log.debug("%s is gone, and with it the value that pyproxy set", name)
         except OSError as error:
             number = errno.errorcode.get(error.errno or 0, str(error))
+            if may_pass(error):
+                raise TransientKernelError(f"{number}: /{path}", error.errno or 0) from error
             return f"{name} to {what.before}: {number}"
         self._table.forget(name)
         self._known.pop(name, None)
@@ -131,6 +144,7 @@ class KernelSettings:
             self._writable(setting.path).write_text(str(setting.value))
         except OSError:
             if table is not None and not ours:
+                self._known.pop(name, None)
                 table.forget(name)
             raise
         if table is None or setting.value != before:
@@ -140,6 +154,11 @@ class KernelSettings:
         else:
             table.forget(name)
             self._known.pop(name, None)
+
+
+def may_pass(error: OSError) -> bool:
+    """Return whether a file may be readable or writable later, without a change of rights."""
+    return error.errno in _PASSING
 
 
 def table_name(setting: KernelSetting) -> str:

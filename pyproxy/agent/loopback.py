@@ -51,7 +51,7 @@ class Loopback:
         try:
             if self._table is not None:
                 self._table.add_shield()
-            if self._is_set("all"):
+            if self._settings.read(_SETTING.path) != "0":
                 return
             if self._table is not None:
                 self._settings.make(_SETTING)

@@ -14,10 +14,12 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path, PurePath
 
-from pyproxy.agent.kernel_settings import HASH_SIZE, HOST, KernelSettings, table_name
+from pyproxy.agent.kernel_settings import HASH_SIZE, HOST, KernelSettings, may_pass, table_name
 from pyproxy.agent.loopback import ROUTE_LOCALNET, Loopback, error_name
 from pyproxy.config.settings import (
     LOOPBACK_IPV6,
@@ -29,7 +31,7 @@ from pyproxy.config.settings import (
 from pyproxy.dataplane import modes
 from pyproxy.dataplane.mode import KernelSetting
 from pyproxy.dataplane.nft.node_table import TABLE, NodeTable
-from pyproxy.errors import KernelError, PermissionKernelError
+from pyproxy.errors import KernelError, PermissionKernelError, TransientKernelError
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +119,8 @@ def open_node_table() -> NodeTable | None:
     """
     try:
         table = NodeTable()
-        table.generation()
+        with suppress(TransientKernelError):
+            table.generation()
     except PermissionKernelError:
         raise
     except KernelError as error:
@@ -141,12 +144,14 @@ class NodeKernel:
         self._table = table
         self._settings = KernelSettings(root, table)
         self._failed: set[KernelSetting] = set()
-        # Optional ones of modules that are not loaded yet, or that this kernel lacks.
+        # Those that `keep` still has to write: optional ones, whose module may not be loaded yet or
+        # which this kernel lacks, and those that failed with an error that may pass.
         self._awaited: set[KernelSetting] = set()
         self._loopback = Loopback(table, self._settings, root)
-        # nf_tables' number of transactions when `keep` last read the table.
-        self._generation = 0
-        self._table_failed = False
+        # nf_tables' number of transactions before `keep` last read the table; None if it must.
+        self._generation: int | None = None
+        # The steps of the last `keep` that failed.
+        self._failed_steps: set[str] = set()
         self._serves_alone = False
 
     def cores(self) -> int:
@@ -173,6 +178,8 @@ class NodeKernel:
                 missing.append(setting)
                 self._failed.add(setting)
             except (OSError, KernelError) as error:
+                if setting.optional or isinstance(error, KernelError) or may_pass(error):
+                    self._awaited.add(setting)
                 self._failed.add(setting)
                 forbidden.append(f"{setting.name} to {setting.value}: {error_name(error)}")
         if missing:
@@ -191,7 +198,7 @@ class NodeKernel:
         """Undo other programs' changes to the mode's settings, the shield and the memory.
 
         Optional settings are written once their module is loaded. Idempotent. A failure is logged
-        once, until the setting is right again.
+        once, until the setting is right again, and each call tries again.
         """
         self._make_awaited()
         for setting in of_mode(settings):
@@ -209,14 +216,19 @@ class NodeKernel:
                 self._failed.add(setting)
             else:
                 self._failed.discard(setting)
-        try:
-            self._keep_table(settings)
-        except KernelError as error:
-            if not self._table_failed:
-                log.warning("cannot write table inet %s again: %s", TABLE, error)
-            self._table_failed = True
-        else:
-            self._table_failed = False
+        for name, step in (
+            ("restore settings that other modes needed", partial(self._restore_others, settings)),
+            ("read net.ipv4.conf.*.route_localnet", self._look_at_loopback),
+            (f"write table inet {TABLE} again", self._keep_table),
+        ):
+            try:
+                step()
+            except (OSError, KernelError) as error:
+                if name not in self._failed_steps:
+                    log.warning("cannot %s: %s", name, error_name(error))
+                self._failed_steps.add(name)
+            else:
+                self._failed_steps.discard(name)
 
     def prepare_loopback(self, node_ports: NodePorts) -> None:
         """Let the kernel route loopback addresses if node ports serve on them, and else restore it.
@@ -237,9 +249,9 @@ class NodeKernel:
             log.warning("cannot write table inet %s: %s", TABLE, error)
 
     def shield_loopback(self) -> bool:
-        """Put up the shield if route_localnet is 1; return whether it is new. Raises KernelError.
+        """Put up the shield if route_localnet is set; return whether it is new. Idempotent.
 
-        Idempotent.
+        Raises KernelError.
         """
         return self._loopback.shield_if_open()
 
@@ -253,12 +265,19 @@ class NodeKernel:
     def restore(self, *, keep_shield: bool = True) -> bool:
         """Restore all settings, and delete the table; return False if something could not be.
 
-        While route_localnet is 1 the shield stays, and so does the table, unless `keep_shield` is
-        False. Idempotent.
+        While route_localnet is set, or cannot be read, the shield stays, and so does the table,
+        unless `keep_shield` is False. Idempotent.
         """
-        clean = self._restore_except(frozenset())
+        clean = self._restore_all()
         try:
             self._loopback.remove_shield(keep_if_open=keep_shield)
+        except OSError as error:
+            log.error(
+                "cannot read net.ipv4.conf.*.route_localnet: %s: table inet %s stays",
+                error_name(error),
+                TABLE,
+            )
+            return False
         except KernelError as error:
             log.error("cannot delete table inet %s: %s", TABLE, error)
             return False
@@ -276,47 +295,74 @@ class NodeKernel:
             except FileNotFoundError:
                 continue
             except (OSError, KernelError) as error:
-                log.warning("cannot set %s: %s", setting.name, error_name(error))
-            self._awaited.discard(setting)
+                if setting not in self._failed:
+                    log.warning("cannot set %s: %s", setting.name, error_name(error))
+                self._failed.add(setting)
+            else:
+                self._failed.discard(setting)
+                self._awaited.discard(setting)
 
-    def _keep_table(self, settings: Settings) -> None:
-        if self._serves_alone:
-            self._serves_alone = False
-            # `prepare_loopback` decides about route_localnet.
-            needed = {table_name(each) for each in wanted(settings, self.cores())}
-            self._restore_except({*needed, *_SHARED, ROUTE_LOCALNET})
-        opened = self._loopback.was_opened()
-        generation = self._table.generation() if self._table is not None else 0
-        if self._table is None or (generation == self._generation and not opened):
+    def _restore_others(self, settings: Settings) -> None:
+        """Restore what only other modes needed, once none of them serves. Raises KernelError."""
+        if not self._serves_alone:
+            return
+        # Cleared first, because another thread sets it.
+        self._serves_alone = False
+        # `prepare_loopback` decides about route_localnet.
+        needed = {table_name(each) for each in wanted(settings, self.cores())}
+        try:
+            names = self._settings.remembered().keys() - {*needed, *_SHARED, ROUTE_LOCALNET}
+            refused, failed = self._try_to_restore(names)
+            for error in failed.values():
+                raise error
+        except KernelError:
+            self._serves_alone = True
+            raise
+        _report(refused)
+
+    def _look_at_loopback(self) -> None:
+        """Have `_keep_table` put up the shield if route_localnet was set. Raises OSError."""
+        if self._loopback.was_opened():
+            self._generation = None
+
+    def _keep_table(self) -> None:
+        """Write the table again if it may have changed. Raises KernelError."""
+        if self._table is None:
+            return
+        # Read first, so that a change by another program during the work is seen next time.
+        generation = self._table.generation()
+        if generation == self._generation:
             return
         self._loopback.keep_shield()
         self._settings.keep_memory()
-        self._generation = self._table.generation()
+        self._generation = generation
 
-    def _restore_except(self, kept: Collection[str]) -> bool:
+    def _restore_all(self) -> bool:
         try:
-            names = self._settings.remembered().keys() - kept
+            names = self._settings.remembered().keys()
         except KernelError as error:
             log.error("cannot read table inet %s: %s", TABLE, error)
             return False
-        return self._restore(sorted(names))
+        return self._restore(names)
 
     def _restore(self, names: Iterable[str]) -> bool:
-        clean, refused = True, []
-        for name in names:
+        refused, failed = self._try_to_restore(names)
+        for name, error in failed.items():
+            log.error("cannot restore %s: %s", name, error)
+        _report(refused)
+        return not refused and not failed
+
+    def _try_to_restore(self, names: Iterable[str]) -> tuple[list[str], dict[str, KernelError]]:
+        """Return what was refused, and the errors of the table by setting, which may pass."""
+        refused: list[str] = []
+        failed: dict[str, KernelError] = {}
+        for name in sorted(names):
             try:
-                refused.append(self._settings.restore(name))
+                if reason := self._settings.restore(name):
+                    refused.append(reason)
             except KernelError as error:
-                log.error("cannot restore %s: %s", name, error)
-                clean = False
-        if reasons := [each for each in refused if each]:
-            log.warning(
-                "cannot restore %s; set them on the node, or run pyproxy cleanup with its "
-                "/proc/sys/net and /sys/module mounted below /%s",
-                "; ".join(reasons),
-                HOST,
-            )
-        return clean and not reasons
+                failed[name] = error
+        return refused, failed
 
     def _make(self, setting: KernelSetting) -> None:
         """Write a setting unless it is met. Raises OSError, KernelError."""
@@ -326,3 +372,13 @@ class NodeKernel:
             # It ends with this process, so nothing has to be restored.
             (self._root / setting.path).write_text(str(setting.value))
             log.info("set %s to %d", setting.name, setting.value)
+
+
+def _report(refused: list[str]) -> None:
+    if refused:
+        log.warning(
+            "cannot restore %s; set them on the node, or run pyproxy cleanup with its "
+            "/proc/sys/net and /sys/module mounted below /%s",
+            "; ".join(refused),
+            HOST,
+        )
