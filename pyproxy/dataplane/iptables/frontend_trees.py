@@ -22,6 +22,9 @@ from pyproxy.xtables import kube_names
 
 _AllLeaves = tuple[Leaves, ...]
 _NO_LEAVES: _AllLeaves = ({}, {}, {}, {})
+_Covered = dict[int, tuple[Rule, ...]]
+_AllCovered = tuple[_Covered, ...]
+_NONE_COVERED: _AllCovered = ({}, {}, {}, {})
 
 # The kernel's local addresses that serve no node ports, unless one of the addresses is among them.
 _NOT_LOCAL = {
@@ -37,8 +40,31 @@ def _leaves(part: Part) -> _AllLeaves:
     return part.served, part.refused, part.node_served, part.node_refused
 
 
+def _add(leaves: dict[int, Rule], covered: _Covered, key: int, rule: Rule) -> None:
+    held = leaves.get(key)
+    if held is not None and held != rule:
+        covered[key] = (*covered.get(key, ()), held)
+    leaves[key] = rule
+
+
+def _remove(leaves: dict[int, Rule], covered: _Covered, key: int, rule: Rule) -> None:
+    rest = list(covered.pop(key, ()))
+    if leaves.get(key) != rule:
+        # Another Service has the frontend.
+        rest = [each for each in rest if each != rule]
+    elif rest:
+        leaves[key] = rest.pop()
+    else:
+        del leaves[key]
+    if rest:
+        covered[key] = tuple(rest)
+
+
 class FrontendTrees:
     """Frontends with endpoints, frontends without, and the number of Services of each cluster IP.
+
+    A Service that the kernel rejected keeps its frontends, which others may have now. The last one
+    that was added is served, and the others take its place when it is removed.
 
     With `all_local` every local address of the node serves node ports, also those in none of the
     trees yet, and those of local routes to networks.
@@ -51,6 +77,7 @@ class FrontendTrees:
         self,
         family: Family,
         leaves: _AllLeaves = _NO_LEAVES,
+        covered: _AllCovered = _NONE_COVERED,
         cluster_ips: Counter[Address] | None = None,
         addresses: frozenset[Address] = frozenset(),
         *,
@@ -59,6 +86,7 @@ class FrontendTrees:
         self._family = family
         self._all_local = all_local
         self._leaves = leaves
+        self._covered = covered
         self._cluster_ips = cluster_ips or Counter()
         self._addresses = addresses
 
@@ -74,15 +102,17 @@ class FrontendTrees:
         """
         addresses = frozenset(each for each in node_addresses if family_of(each) is self._family)
         leaves = [dict(each) for each in self._leaves]
+        covered = [dict(each) for each in self._covered]
         cluster_ips = Counter(self._cluster_ips)
         for part in before:
-            for tree, of_part in zip(leaves, _leaves(part), strict=True):
-                for each in of_part:
-                    tree.pop(each, None)
+            for tree, under, of_part in zip(leaves, covered, _leaves(part), strict=True):
+                for key, rule in of_part.items():
+                    _remove(tree, under, key, rule)
             cluster_ips.subtract(part.cluster_ips)
         for part in after:
-            for tree, of_part in zip(leaves, _leaves(part), strict=True):
-                tree.update(of_part)
+            for tree, under, of_part in zip(leaves, covered, _leaves(part), strict=True):
+                for key, rule in of_part.items():
+                    _add(tree, under, key, rule)
             cluster_ips.update(part.cluster_ips)
         # Unary plus leaves out addresses that no Service has any more.
         cluster_ips = +cluster_ips
@@ -92,16 +122,20 @@ class FrontendTrees:
             and cluster_ips.keys() == self._cluster_ips.keys()
         ):
             # The chains depend on the addresses alone, so a cached tree is taken over.
-            same = self._with(self._leaves, cluster_ips, addresses)
+            same = self._with(self._leaves, tuple(covered), cluster_ips, addresses)
             same.__dict__["chains"] = self.chains
             return same
-        return self._with(tuple(leaves), cluster_ips, addresses)
+        return self._with(tuple(leaves), tuple(covered), cluster_ips, addresses)
 
     def _with(
-        self, leaves: _AllLeaves, cluster_ips: Counter[Address], addresses: frozenset[Address]
+        self,
+        leaves: _AllLeaves,
+        covered: _AllCovered,
+        cluster_ips: Counter[Address],
+        addresses: frozenset[Address],
     ) -> FrontendTrees:
         return FrontendTrees(
-            self._family, leaves, cluster_ips, addresses, all_local=self._all_local
+            self._family, leaves, covered, cluster_ips, addresses, all_local=self._all_local
         )
 
     @cached_property

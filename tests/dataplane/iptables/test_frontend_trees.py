@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from pyproxy.dataplane.iptables.base_rules import FILTER, NAT
 from pyproxy.dataplane.iptables.frontend_trees import FrontendTrees
 from pyproxy.dataplane.iptables.rules import DROP, Rule
@@ -34,6 +37,29 @@ def test_other_ports_of_a_cluster_ip_are_rejected_as_long_as_a_service_has_it() 
         False,
     ]
     assert len(one.chains[NAT][kube_names.SERVICES]) == 1
+
+
+def owned(owner: int) -> Part:
+    """A Service's frontend at an address that all these Services have."""
+    place = number(ADDRESS, Protocol.TCP, Port(80))
+    return Part(served={place: Rule(comment=f"s{owner}", target=DROP)})
+
+
+@given(st.lists(st.integers(0, 3), min_size=1))
+def test_a_frontend_that_several_services_have_stays_until_the_last_one_goes(
+    toggled: list[int],
+) -> None:
+    """A rejected Service keeps a frontend that another one has now."""
+    trees, owners = FrontendTrees(Family.IPV4), list[int]()
+    for each in toggled:
+        if each in owners:
+            owners.remove(each)
+            trees = trees.changed((owned(each),), ())
+        else:
+            owners.append(each)
+            trees = trees.changed((), (owned(each),))
+        texts = [rule.text for rule in trees.chains[NAT][kube_names.SERVICES]]
+        assert texts == [f"-m comment --comment s{owner} -j DROP" for owner in owners[-1:]]
 
 
 def test_a_change_that_leaves_the_frontends_keeps_the_chains() -> None:
