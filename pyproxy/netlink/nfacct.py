@@ -5,10 +5,11 @@ Facts: include/uapi/linux/netfilter/nfnetlink_acct.h. An object that a rule name
 
 from __future__ import annotations
 
+import errno
 import logging
 from contextlib import closing
 
-from pyproxy.errors import KernelError, StaleStateError, TransientKernelError
+from pyproxy.errors import KernelError, PermissionKernelError, StaleStateError, TransientKernelError
 from pyproxy.netlink.attributes import attribute, attribute_map, string, text
 from pyproxy.netlink.frames import NLM_F_CREATE, NLM_F_EXCL
 from pyproxy.netlink.kernel_errors import MessageError
@@ -53,7 +54,11 @@ def delete_counter(netlink: Nfnetlink, name: str) -> MessageError | None:
 
 
 def create_counters(names: frozenset[str]) -> frozenset[str]:
-    """Create objects that count from 0, keep those that exist; return those that exist now."""
+    """Create objects that count from 0, keep those that exist; return those that exist now.
+
+    Empty if the kernel has no nfacct, or permits none. Raises KernelError for other errors, which
+    may pass.
+    """
     zero = bytes(8)
     with closing(Nfnetlink()) as netlink:
         try:
@@ -65,6 +70,9 @@ def create_counters(names: frozenset[str]) -> frozenset[str]:
                     raise error.error
             return names & list_counters(netlink)
         except KernelError as error:
+            # Without the module nfnetlink_acct the kernel refuses the subsystem with EINVAL.
+            if error.errno != errno.EINVAL and not isinstance(error, PermissionKernelError):
+                raise
             log.debug("cannot create nfacct objects, rules are written without them: %s", error)
             return frozenset()
 

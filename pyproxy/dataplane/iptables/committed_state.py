@@ -39,6 +39,10 @@ class CommittedTables(CommittedState[Family]):
         self._trees = {family: self._no_trees(family) for family in families}
         self.rules: Mapping[TableName, int] = {}
 
+    def use(self, options: IptablesOptions) -> None:
+        """Compile with other options from now on; only a full plan shows what they change."""
+        self._options = options
+
     def routing(self, name: ObjectName) -> ServiceRouting | None:
         """Return the committed routing of a Service."""
         return self.services.get(name)

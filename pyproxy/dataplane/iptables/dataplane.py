@@ -92,6 +92,7 @@ class IptablesDataplane:
         self.lock_waits = 0
         self.rules_written: Mapping[TableName, int] = {}
         self.failures: Counter[tuple[Family, bool]] = Counter()
+        self._creates_counters = False
         self._packets: nfacct.PacketCounters | None = None
 
     @property
@@ -144,16 +145,16 @@ class IptablesDataplane:
         The other family is not served, as in kube-proxy. Raises UsageError.
         """
         self._restrict(_try_write)
-        counters = nfacct.create_counters(kube_names.COUNTERS)
-        self._set_counters(counters)
-        if counters and self._packets is None:
-            self._packets = nfacct.PacketCounters(counters)
+        self._creates_counters = True
+        self._create_counters()
+        self._committed = CommittedTables(self._options, tuple(self._programs))
         log.info("writing rules with iptables-%s", self.flavour.value)
 
     def prepare_to_read(self) -> None:
         """Check that the programs of one family at least are installed. Raises UsageError."""
         self._restrict(Programs.require)
-        self._set_counters(kube_names.COUNTERS if nfacct.is_supported() else frozenset())
+        self._use_counters(kube_names.COUNTERS if nfacct.is_supported() else frozenset())
+        self._committed = CommittedTables(self._options, tuple(self._programs))
 
     def read_ahead(self) -> None:
         """Do nothing: `plan_full` runs the programs of both families anyway."""
@@ -168,6 +169,9 @@ class IptablesDataplane:
     def plan_full(self, services: Iterable[ServiceRouting], node: NodeRouting) -> IptablesPlan:
         """Read the kernel back, and plan from there to the whole desired state."""
         self._drift.begin()
+        if self._creates_counters:
+            # A program that resets the firewall deletes the objects too once no rule names them.
+            self._create_counters()
         return self._committed.plan_full(services, node, self._save())
 
     def plan_repair(self, sets: frozenset[str] | None) -> IptablesPlan | None:  # noqa: ARG002
@@ -268,10 +272,21 @@ class IptablesDataplane:
         if self._packets is not None:
             self._packets.close()
 
-    def _set_counters(self, counters: frozenset[str]) -> None:
-        # A new state, because the text of rules depends on the counters; nothing is committed yet.
-        self._options = msgspec.structs.replace(self._options, counters=counters)
-        self._committed = CommittedTables(self._options, tuple(self._programs))
+    def _create_counters(self) -> None:
+        """Create the nfacct objects that are missing; rules have no counter if that fails."""
+        try:
+            counters = nfacct.create_counters(kube_names.COUNTERS)
+        except KernelError as error:
+            log.info("writing rules without counters until the next full sync: %s", error)
+            counters = frozenset()
+        self._use_counters(counters)
+        if counters and self._packets is None:
+            self._packets = nfacct.PacketCounters(kube_names.COUNTERS)
+
+    def _use_counters(self, counters: frozenset[str]) -> None:
+        if counters != self._options.counters:
+            self._options = msgspec.structs.replace(self._options, counters=counters)
+            self._committed.use(self._options)
 
     def _restrict(self, check: Callable[[Programs], None]) -> None:
         """Keep the families that pass a check. Raises UsageError if none does."""

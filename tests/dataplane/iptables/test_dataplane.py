@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import re
 import threading
@@ -15,13 +17,16 @@ from prometheus_client.parser import text_string_to_metric_families
 from pyproxy_lab.namespace import Namespace
 
 from pyproxy.dataplane.interface import Changes, NodeRouting
-from pyproxy.dataplane.iptables.base_rules import IptablesOptions
+from pyproxy.dataplane.iptables.base_rules import TABLES, IptablesOptions
 from pyproxy.dataplane.iptables.dataplane import IptablesDataplane
 from pyproxy.errors import RejectedError, StaleStateError
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import Address, Family, Port, parse_address
 from pyproxy.model.flavour import Flavour
 from pyproxy.model.objects import ObjectName
+from pyproxy.netlink import nfacct
+from pyproxy.netlink.kernel_errors import MessageError
+from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.policy.routing import Frontend, Scope, ServiceRouting, Use
 from pyproxy.xtables import kube_names
 from pyproxy.xtables.saved import HOOKS
@@ -29,6 +34,7 @@ from tests.dataplane.iptables.programming import NODE, desired, held, program, p
 from tests.dataplane.nftables.scenes import Scene, scenes
 from tests.dataplane.nftables.test_dataplane import numbered
 from tests.takeover.scenes import IPTABLES
+from tests.waiting import until
 
 pytestmark = pytest.mark.kernel
 
@@ -276,3 +282,53 @@ def _unlock_after_a_wait(dataplane: IptablesDataplane, lock: int) -> None:
     while not dataplane.lock_waits:
         pause.wait(0.01)
     fcntl.flock(lock, fcntl.LOCK_UN)
+
+
+def with_counters(namespace: Namespace, flavour: Flavour) -> int:
+    """Return the number of rules with an nfacct object."""
+    rules = (text for texts in held(namespace, flavour).values() for text in texts)
+    return sum("--nfacct-name" in text for text in rules)
+
+
+def test_nfacct_objects_that_another_program_deleted_are_created_again(
+    namespace: Namespace, flavour: Flavour
+) -> None:
+    routings = [numbered(1), at_node_port(numbered(2), 30_002)]
+    with programming(namespace, flavour) as dataplane:
+        namespace.call(dataplane.prepare)
+        program(namespace, dataplane, routings)
+        before = with_counters(namespace, flavour)
+        assert before
+        run(namespace, f"iptables-{flavour.value}-restore", "--wait", text=EMPTY_TABLES)
+        run(namespace, f"ip6tables-{flavour.value}-restore", "--wait", text=EMPTY_TABLES)
+        # The kernel frees deleted rules some time later: EBUSY till then.
+        until(lambda: not namespace.call(_delete_counters), "the objects are deleted")
+        program(namespace, dataplane, routings)
+        assert with_counters(namespace, flavour) == before
+        assert namespace.call(dataplane.packets).keys() == kube_names.COUNTERS
+        assert not program(namespace, dataplane, routings)
+
+
+EMPTY_TABLES = "".join(f"*{table}\nCOMMIT\n" for table in TABLES)
+
+
+def _delete_counters() -> frozenset[str]:
+    nfacct.delete_counters(kube_names.COUNTERS)
+    with contextlib.closing(Nfnetlink()) as netlink:
+        return nfacct.list_counters(netlink)
+
+
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EINVAL])
+def test_an_error_that_passes_leaves_counters_out_for_a_while(
+    namespace: Namespace, flavour: Flavour, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    error = MessageError(0, number, 0, "as if the kernel had failed")
+    with programming(namespace, flavour) as dataplane:
+        with monkeypatch.context() as failing:
+            failing.setattr(Nfnetlink, "send", lambda *_: error)
+            namespace.call(dataplane.prepare)
+            program(namespace, dataplane, [numbered(1)])
+            assert not with_counters(namespace, flavour)
+        program(namespace, dataplane, [numbered(1)])
+        assert with_counters(namespace, flavour)
+        assert not program(namespace, dataplane, [numbered(1)])
