@@ -13,8 +13,9 @@ from pyproxy.commands.explanation import show
 from pyproxy.commands.query_runner import QueryRunner
 from pyproxy.errors import UsageError
 from pyproxy.hostnet.read import read_path
+from pyproxy.inspect.agent_facts import AgentFacts
 from pyproxy.inspect.explain import Explanation, explain
-from pyproxy.inspect.facts import AgentFacts, Facts
+from pyproxy.inspect.facts import Facts
 from pyproxy.inspect.kernel_facts import kernel_facts
 from pyproxy.inspect.queries import FACTS, LOOKUP, FactsArgs, LookupArgs
 from pyproxy.inspect.service_paths import service_paths

@@ -11,7 +11,6 @@ import msgspec
 
 from pyproxy.config.command_line import Parser, go_style
 from pyproxy.errors import NO_RESPONSE, PermissionKernelError, PyproxyError, UsageError
-from pyproxy.interrupts import interrupted_by
 
 if TYPE_CHECKING:
     from pyproxy.commands.command import Command
@@ -55,6 +54,9 @@ COMMANDS: Mapping[str, Entry[Command]] = {
 
 def run(name: str, arguments: Sequence[str]) -> int:
     """Run a command and return its exit status. Raises UsageError and PermissionKernelError."""
+    # The agent has signals of its own, and imports this module too.
+    from pyproxy.interrupts import interrupted_by  # noqa: PLC0415
+
     entry = COMMANDS[name]
     command = entry.load()
     parser = Parser(f"pyproxy {name}", allow_abbrev=False)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pyproxy.hostnet.read import read_path
+from pyproxy.inspect.agent_facts import agent_facts
 from pyproxy.inspect.explain import Explanation, explain
-from pyproxy.inspect.facts import Facts, agent_facts
+from pyproxy.inspect.facts import Facts
 from pyproxy.inspect.kernel_facts import kernel_facts
 from pyproxy.inspect.service_paths import service_paths
 from pyproxy.inspect.services import object_name

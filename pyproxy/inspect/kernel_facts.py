@@ -10,7 +10,8 @@ from pyproxy.config.settings import Settings
 from pyproxy.dataplane.conntrack.frontends import flow_targets, is_stale
 from pyproxy.dataplane.interface import Dataplane, NodeRouting, StateDiff
 from pyproxy.errors import KernelError, PyproxyError
-from pyproxy.inspect.facts import AgentFacts, KernelFacts
+from pyproxy.inspect.agent_facts import AgentFacts
+from pyproxy.inspect.facts import KernelFacts
 from pyproxy.model.address import Backend, backend_text
 from pyproxy.netlink.conntrack import Conntrack
 from pyproxy.netlink.flows import Flow

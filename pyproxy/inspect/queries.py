@@ -8,8 +8,8 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from pyproxy.config.settings import Settings
+from pyproxy.inspect.agent_facts import AgentFacts, list_agent_facts
 from pyproxy.inspect.diff import DesiredState, list_desired_state
-from pyproxy.inspect.facts import AgentFacts, list_agent_facts
 from pyproxy.inspect.listing import Listing
 from pyproxy.inspect.services import Services, list_services, object_name
 from pyproxy.inspect.slow_changes import SlowChanges

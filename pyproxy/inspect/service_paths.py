@@ -13,7 +13,8 @@ import msgspec
 from pyproxy.dataplane import modes
 from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.hostnet.packet import FirstPacket, Origin, PacketPath, ServicePaths
-from pyproxy.inspect.facts import AgentFacts, PortFacts, target_ports
+from pyproxy.inspect.agent_facts import AgentFacts
+from pyproxy.inspect.facts import PortFacts, target_ports
 from pyproxy.model.address import Address, Backend, Family, Mark, Network, Port, backend, family_of
 from pyproxy.policy.routing import Frontend, PortRouting, Scope, Use
 

@@ -13,10 +13,10 @@ from pyproxy.config.modes import ProxyMode
 from pyproxy.hostnet.devices import read_devices
 from pyproxy.hostnet.path_facts import PathFacts
 from pyproxy.hostnet.read import read_path
+from pyproxy.inspect.agent_facts import AgentFacts
 from pyproxy.inspect.explain.path_routes import routes
 from pyproxy.inspect.explain.path_switches import switches
 from pyproxy.inspect.explain.step import Result, Step
-from pyproxy.inspect.facts import AgentFacts
 from pyproxy.inspect.service_paths import service_paths
 from pyproxy.model.address import Family
 from pyproxy.model.objects import Endpoint, Node

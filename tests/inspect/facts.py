@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pyproxy.config.settings import Settings
 from pyproxy.dataplane.interface import NodeRouting, StateDiff
 from pyproxy.hostnet.path_facts import PathFacts
-from pyproxy.inspect.facts import AgentFacts, Facts, KernelFacts
+from pyproxy.inspect.agent_facts import AgentFacts
+from pyproxy.inspect.facts import Facts, KernelFacts
 from pyproxy.inspect.target import Target
 from pyproxy.model.address import Address, parse_network
 from pyproxy.model.destination import Destination

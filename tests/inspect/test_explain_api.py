@@ -7,8 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from pyproxy.inspect.agent_facts import AgentFacts
 from pyproxy.inspect.explain import Explanation, Result, Step, explain
-from pyproxy.inspect.facts import AgentFacts, Facts, KernelFacts
+from pyproxy.inspect.facts import Facts, KernelFacts
 from pyproxy.inspect.queries import FACTS, LOOKUP, FactsArgs, LookupArgs
 from pyproxy.model.objects import ObjectName
 from pyproxy.source.api_objects import ServiceLookup
