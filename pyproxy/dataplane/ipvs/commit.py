@@ -3,6 +3,10 @@
 The order keeps every state in between serving: new virtual services first and then their servers,
 then the rules in one transaction, then the addresses, and weights of 0 and removals last. A request
 that the kernel rejects costs its Service alone: what was written of it is undone.
+
+The set `claims` names the virtual services of ours that `frontends` does not list yet, or no
+longer. So a process that starts after another was killed, at any point, knows them from those of
+other programs.
 """
 
 from __future__ import annotations
@@ -11,12 +15,14 @@ import errno
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
+from itertools import chain
 from typing import Any, Protocol
 
 import msgspec
 
 from pyproxy.dataplane.diff import Delta
 from pyproxy.dataplane.interface import Failure
+from pyproxy.dataplane.ipvs import schema
 from pyproxy.dataplane.ipvs.plan import (
     IpvsPlan,
     Write,
@@ -25,9 +31,10 @@ from pyproxy.dataplane.ipvs.plan import (
     removals,
     virtual_text,
 )
+from pyproxy.dataplane.ipvs.rows import key_of_virtual, virtual_of_key
 from pyproxy.dataplane.ipvs.schema import ADDRESSES_ON_DEVICE, BY_NAME, SERVERS, VIRTUALS, Table
 from pyproxy.errors import KernelError, RejectedError, StaleStateError
-from pyproxy.model.address import Address
+from pyproxy.model.address import Address, Family
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.elements import ElementMessage, element_at
 from pyproxy.netlink.ipvs import Messages, Scheduling, Virtual
@@ -104,21 +111,84 @@ class _Commit:
         self._rules = rules
         self._held = held
         self._rows_of = rows_of
-        self._delta = plan.delta
+        # A full plan removes the claims that it has read. Here they follow the virtual services.
+        self._delta = _without_claims(plan.delta)
         self._failed: dict[ObjectName, KernelError] = {}
         # Each written row's value before this commit, None if there was no such row.
         self._before: dict[tuple[str, Any], Any] = {}
 
     def run(self) -> tuple[Failure, ...]:
         self._look_for_foreign()
-        # A server that is sent with its virtual service would be added to another program's.
-        self._send(new_virtuals, self._delta)
+        self._claim()
+        try:
+            # A server that is sent with its virtual service would be added to another program's.
+            self._send(new_virtuals, self._delta)
+        except KernelError:
+            # One that another program has added just now must not look like ours.
+            self._release_claims()
+            raise
         self._send(new_servers, self._delta)
         self._write_rules()
         # After the rules: packets to an address on the device are local, and meet them and IPVS.
         self._change_addresses()
         self._send(removals, self._delta)
+        self._release_claims()
         return tuple(Failure(name, error) for name, error in self._failed.items())
+
+    def _claim(self) -> None:
+        """Write down which virtual services are about to be ours, in one transaction.
+
+        IPVS cannot say whose a virtual service is. If the process is killed before the rules are
+        written, the next one finds its own by these elements.
+        """
+        new = self._delta.add.get(VIRTUALS, {})
+        virtuals = chain(new, self._held.get(VIRTUALS, {})) if self._plan.whole else new
+        self._write_claims(Delta({}, self._missing_claims(virtuals, Delta({}, {}))))
+
+    def _release_claims(self) -> None:
+        self._write_claims(self._with_claims(Delta({}, {})))
+
+    def _write_claims(self, delta: Delta[Any, Any]) -> None:
+        if elements := self._elements(delta):
+            with self._rules.unannounced() if self._plan.whole else nullcontext():
+                failed = self._rules.write(elements)
+            if failed:
+                raise failed.error
+            self._note_elements(delta)
+
+    def _with_claims(self, delta: Delta[Any, Any]) -> Delta[Any, Any]:
+        """Add the claims that change with a delta of the rules.
+
+        A virtual service that exists and that `frontends` does not list has a claim.
+        """
+        there = self._held.get(VIRTUALS, {})
+        gone = delta.remove.get(VIRTUALS, {}).keys() & there.keys()
+        new = self._missing_claims(gone, delta)
+        old: Table = {}
+        for family in Family:
+            name = schema.CLAIMS.of(family)
+            for key in self._held.get(name, {}):
+                virtual = virtual_of_key(key, family)
+                if virtual not in there or self._is_listed(virtual, delta):
+                    old.setdefault(name, {})[key] = b""
+        return Delta({**delta.remove, **old}, {**delta.add, **new})
+
+    def _missing_claims(self, virtuals: Iterable[Virtual], delta: Delta[Any, Any]) -> Table:
+        missing: Table = {}
+        for virtual in virtuals:
+            if virtual.mark or self._is_listed(virtual, delta):
+                continue
+            name, key = schema.CLAIMS.of(virtual.family), key_of_virtual(virtual)
+            if key not in self._held.get(name, {}):
+                missing.setdefault(name, {})[key] = b""
+        return missing
+
+    def _is_listed(self, virtual: Virtual, delta: Delta[Any, Any]) -> bool:
+        """Return whether `frontends` has a virtual service after a delta."""
+        name, key = schema.FRONTENDS.of(virtual.family), key_of_virtual(virtual)
+        if key in delta.add.get(name, {}):
+            return True
+        return key in self._held.get(name, {}) and key not in delta.remove.get(name, {})
 
     def _look_for_foreign(self) -> None:
         """Reject Services whose virtual services other programs have, before anything is written.
@@ -190,13 +260,13 @@ class _Commit:
         # The notifications of a large transaction would overflow the monitor's socket.
         with self._rules.unannounced() if self._plan.whole else nullcontext():
             # The loop ends, because each aborted transaction leaves out one Service more.
-            while elements := self._elements(self._delta):
+            while elements := self._elements(delta := self._with_claims(self._delta)):
                 failed = self._rules.write(elements)
                 if failed is None:
+                    # `_reject` took the rows of rejected Services out: the rest was written.
+                    self._note_elements(delta)
                     break
                 self._reject(self._attribute(elements, failed))
-        # `_reject` took the rows of rejected Services out of the delta: the rest was written.
-        self._note_elements(self._delta)
 
     def _elements(self, delta: Delta[Any, Any]) -> list[ElementMessage]:
         return msgspec.structs.replace(self._plan, delta=delta).elements()
@@ -266,10 +336,11 @@ class _Commit:
         # Errors other than of a rejected Service's own rows are raised: a read-back comes next.
         self._send(new_virtuals, delta)
         self._send(new_servers, delta)
-        if elements := self._elements(delta):
+        rows = self._with_claims(delta)
+        if elements := self._elements(rows):
             if failed := self._rules.write(elements):
                 raise StaleStateError(f"undoing a rejected change: {failed.error}", failed.errno)
-            self._note_elements(delta)
+            self._note_elements(rows)
         for error in self._send_addresses(delta).values():
             raise StaleStateError(f"undoing a rejected change: {error}", error.errno)
         self._send(removals, delta)
@@ -323,6 +394,16 @@ class _Rows:
             for name, rows in side.items()
         }
         return {name: rows for name, rows in kept.items() if rows}
+
+
+def _without_claims(delta: Delta[Any, Any]) -> Delta[Any, Any]:
+    claims = {schema.CLAIMS.of(family) for family in Family}
+    return Delta(
+        *(
+            {name: rows for name, rows in side.items() if name not in claims}
+            for side in (delta.remove, delta.add)
+        )
+    )
 
 
 def _is_foreign(virtual: Virtual) -> RejectedError:

@@ -15,7 +15,7 @@ from pyproxy.dataplane.ipvs.draining import Change, Draining, plan_delta
 from pyproxy.dataplane.ipvs.kernel import Addresses
 from pyproxy.dataplane.ipvs.marks import Marks, assign_marks
 from pyproxy.dataplane.ipvs.plan import row_lines
-from pyproxy.dataplane.ipvs.rows import add_service, shared_rows
+from pyproxy.dataplane.ipvs.rows import add_service, shared_rows, virtuals_by_address
 from pyproxy.dataplane.ipvs.ruleset import Options
 from pyproxy.dataplane.ipvs.schema import ADDRESSES_ON_DEVICE, DEVICE, SERVERS, VIRTUALS
 from pyproxy.dataplane.nft.rows import SharedRow, frontend_key
@@ -75,7 +75,7 @@ def compare(kernel: Ipvs, rules: Rules, wanted: ServiceRouting, options: Options
     for set_name, key in shared_rows(wanted):
         after.setdefault(set_name, {})[key] = b""
     virtuals = after.get(VIRTUALS, {}).keys() | {
-        virtual for virtual in _by_address(wanted) if virtual in held[VIRTUALS]
+        virtual for virtual in virtuals_by_address(wanted) if virtual in held[VIRTUALS]
     }
     held[SERVERS] = {
         (virtual, server.backend): server.weight
@@ -111,12 +111,6 @@ def _sorted(table: schema.Table) -> schema.Table:
 
 def _text_of_key(row: tuple[Hashable, object]) -> str:
     return repr(row[0])
-
-
-def _by_address(wanted: ServiceRouting) -> Iterator[Virtual]:
-    for port in wanted.ports:
-        for frontend in port.frontends:
-            yield Virtual(port.family, int(port.protocol), frontend.address, frontend.port)
 
 
 def _touched(

@@ -33,7 +33,12 @@ from pyproxy.dataplane.ipvs.drift_poller import Deadlines, DriftPoller
 from pyproxy.dataplane.ipvs.kernel import Kernel, is_ours
 from pyproxy.dataplane.ipvs.marks import Marks, assign_marks
 from pyproxy.dataplane.ipvs.plan import IpvsPlan
-from pyproxy.dataplane.ipvs.rows import add_service, shared_rows, virtual_of_key
+from pyproxy.dataplane.ipvs.rows import (
+    add_service,
+    shared_rows,
+    virtual_of_key,
+    virtuals_by_address,
+)
 from pyproxy.dataplane.ipvs.rules import RulesTable, unusable
 from pyproxy.dataplane.ipvs.ruleset import Options
 from pyproxy.dataplane.ipvs.schema import ADDRESSES_ON_DEVICE, SERVERS, VIRTUALS, ServerKey, Table
@@ -182,8 +187,8 @@ class IpvsDataplane:
         here = self._kernel.addresses()
         self._node_addresses = here.others
         held[ADDRESSES_ON_DEVICE] = dict.fromkeys(here.ours, b"")
-        foreign = self._read_ipvs(held, here.ours)
         routings = {routing.name: routing for routing in services}
+        foreign = self._read_ipvs(held, here.ours, self._lost(held, here.ours, routings.values()))
         marks = assign_marks(routings.values(), held, self._marks)
         wanted: Table = {**node_rows(node.pod_networks)}
         shared: Counter[SharedRow] = Counter()
@@ -314,8 +319,36 @@ class IpvsDataplane:
         families = frozenset(network.family for network in node.pod_networks)
         return msgspec.structs.replace(self._options, pod_families=families)
 
+    def _lost(
+        self, held: Table, on_device: AbstractSet[Address], services: Iterable[ServiceRouting]
+    ) -> frozenset[Virtual]:
+        """Return virtual services that are ours although the table does not list them.
+
+        The table and the device get the addresses in the same commit. If the device has addresses
+        and the table has none, it was deleted while no agent ran. Only virtual services on the
+        node's own addresses need it, and those that Services want now are taken for ours.
+        """
+        has_table = any(
+            held.get(kind.of(family))
+            for kind in (schema.ADDRESSES, schema.CLAIMS)
+            for family in Family
+        )
+        if self._poller is not None or has_table or not on_device:
+            return frozenset()
+        return frozenset(
+            virtual
+            for routing in services
+            for virtual in virtuals_by_address(routing)
+            if not any(virtual.address in each for each in self._options.exclude_networks)
+        )
+
     def _read_ipvs(
-        self, held: Table, on_device: frozenset[Address], *, servers: bool = True
+        self,
+        held: Table,
+        on_device: frozenset[Address],
+        lost: frozenset[Virtual] = frozenset(),
+        *,
+        servers: bool = True,
     ) -> frozenset[Virtual]:
         """Add our virtual services and their servers to a table; return those of other programs."""
         # Virtual services of node ports have the node's addresses, which are not on the device: the
@@ -323,12 +356,14 @@ class IpvsDataplane:
         listed = frozenset(
             virtual_of_key(key, family)
             for family in Family
-            for key in held.get(schema.FRONTENDS.of(family), {})
+            for kind in (schema.FRONTENDS, schema.CLAIMS)
+            for key in held.get(kind.of(family), {})
         )
         listed |= frozenset(self._held.get(VIRTUALS, {}))
         if self._poller is None:
-            # Before the first commit those of kube-proxy's node ports are taken over as well.
-            listed |= frozenset(self._adopts())
+            # Before the first commit those of kube-proxy's node ports are taken over as well. With
+            # these the device is kube-proxy's, and there was no table.
+            listed |= frozenset(self._adopts()) or lost
         everything = self._kernel.virtuals()
         found = {
             virtual: how

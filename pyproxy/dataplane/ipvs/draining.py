@@ -17,8 +17,9 @@ import msgspec
 
 from pyproxy.dataplane.diff import Delta, diff
 from pyproxy.dataplane.ipvs import schema
+from pyproxy.dataplane.ipvs.rows import key_of_virtual
 from pyproxy.dataplane.ipvs.schema import ADDRESSES_ON_DEVICE, SERVERS, VIRTUALS, ServerKey, Table
-from pyproxy.dataplane.nft.rows import SharedRow, frontend_key
+from pyproxy.dataplane.nft.rows import SharedRow
 from pyproxy.model.address import Address, Backend, Protocol, family_of
 from pyproxy.netlink.elements import Tag
 from pyproxy.netlink.ipvs import Virtual
@@ -98,7 +99,7 @@ class _DeltaPlanner:
         for key in self._touched.get(SERVERS, ()):
             self._server(key)
         for virtual in self._virtuals:
-            if _key(virtual) in self._touched.get(
+            if key_of_virtual(virtual) in self._touched.get(
                 schema.NO_ENDPOINT_SERVICES.of(virtual.family), ()
             ):
                 self._touch(VIRTUALS, virtual)
@@ -137,7 +138,7 @@ class _DeltaPlanner:
             self._after[VIRTUALS][virtual] = self._held[VIRTUALS][virtual]
         if virtual.mark:
             return
-        key = _key(virtual)
+        key = key_of_virtual(virtual)
         # The element in `frontends` keeps the virtual service ours, also after a restart. The other
         # one makes the rules reject new connections.
         for kind in (schema.FRONTENDS, schema.NO_ENDPOINT_SERVICES):
@@ -176,7 +177,3 @@ class _DeltaPlanner:
     def _touch(self, name: str, key: Hashable) -> None:
         self._touched.setdefault(name, set()).add(key)
         self._after.setdefault(name, {})
-
-
-def _key(virtual: Virtual) -> bytes:
-    return frontend_key(virtual.address, Protocol(schema.protocol_of(virtual)), virtual.port)

@@ -48,6 +48,18 @@ def virtual_of_key(key: bytes, family: Family) -> Virtual:
     return Virtual(family, key[width], Address(key[:width]), port)
 
 
+def key_of_virtual(virtual: Virtual) -> bytes:
+    """Return the key of a virtual service's elements; that of one by mark has no address."""
+    return frontend_key(virtual.address, Protocol(schema.protocol_of(virtual)), virtual.port)
+
+
+def virtuals_by_address(routing: ServiceRouting) -> Iterator[Virtual]:
+    """Yield the virtual service of each frontend, also where the rules reject its packets."""
+    for port in routing.ports:
+        for frontend in port.frontends:
+            yield Virtual(port.family, int(port.protocol), frontend.address, frontend.port)
+
+
 def add_service(
     routing: ServiceRouting, marks: Mapping[PortKey, int], scheduler: str, table: Table
 ) -> None:

@@ -39,6 +39,7 @@ SOURCE_RANGE_FRONTENDS = nft.SOURCE_RANGE_FRONTENDS
 SOURCES = nft.SOURCES
 ADDRESSES = SetKind("addresses", "service addresses on kube-ipvs0", (Field.DADDR,))
 FRONTENDS = SetKind("frontends", "virtual services of ours", FRONTEND)
+CLAIMS = SetKind("claims", "virtual services being added or removed", FRONTEND)
 MASQUERADED = SetKind("masqueraded", "external frontends, policy Cluster", FRONTEND)
 INTERNAL_SERVICES = SetKind(
     "internal-services", "policy Local: pods and the node itself", FRONTEND, (Field.MARK,)
@@ -53,6 +54,7 @@ SETS = (
     CLUSTER_IPS,
     ADDRESSES,
     FRONTENDS,
+    CLAIMS,
     MASQUERADED,
     INTERNAL_SERVICES,
     DROPPED,

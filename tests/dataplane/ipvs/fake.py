@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from pyproxy.dataplane.ipvs.kernel import Addresses
@@ -23,13 +23,21 @@ from pyproxy.netlink.kernel_errors import MessageError
 from pyproxy.netlink.nfnetlink import HEADER_SIZE
 from pyproxy.netlink.requests import Request
 
+
+def _nothing() -> None:
+    """Let a write happen."""
+
+
 SCHEDULERS = ("rr", "wrr", "lc", "wlc", "sh", "mh")
 _SERVICE, _DEST, _WEIGHT = 1, 2, 4
 _DELSETELEM = 14
 
 
 class FakeKernel:
-    """IPVS and the device. `connections` counts a server's, `closed` says that they ended."""
+    """IPVS and the device. `connections` counts a server's, `closed` says that they ended.
+
+    `before_write` is called before each write, and may raise.
+    """
 
     def __init__(self, others: Iterable[Address] = ()) -> None:
         self.write = Messages(30)
@@ -41,6 +49,7 @@ class FakeKernel:
         self.on_device: set[Address] = set()
         self.others = frozenset(others)
         self.touched = False
+        self.before_write: Callable[[], None] = _nothing
         self.messages_sent = 0
         self.bytes_sent = 0
         self.send_seconds = 0.0
@@ -79,6 +88,7 @@ class FakeKernel:
 
     def make_device(self) -> None:
         assert not self.device
+        self.before_write()
         self.device = 7
 
     def delete_device(self) -> None:
@@ -90,9 +100,11 @@ class FakeKernel:
     ) -> list[tuple[Address, KernelError]]:
         assert self.device
         for address in gone:
+            self.before_write()
             self.messages_sent += 1
             self.on_device.remove(address)
         for address in new:
+            self.before_write()
             self.messages_sent += 1
             assert address not in self.on_device
             self.on_device.add(address)
@@ -102,6 +114,7 @@ class FakeKernel:
         self.messages_sent += len(requests)
         found = []
         for number, request in enumerate(requests):
+            self.before_write()
             if code := self._one(request):
                 found.append(MessageError(number, code, 0, ""))
         return found
@@ -149,11 +162,15 @@ def _with_scheduler(body: bytes) -> bytes:
 
 
 class FakeRules:
-    """The table of rules; `loaded` are the options that it was loaded for."""
+    """The table of rules; `loaded` are the options that it was loaded for.
+
+    `before_write` is called before each write, and may raise.
+    """
 
     def __init__(self) -> None:
         self.loaded: Options | None = None
         self.table: Table = {}
+        self.before_write: Callable[[], None] = _nothing
         self.netlink = self
         self.messages_sent = 0
         self.bytes_sent = 0
@@ -172,12 +189,15 @@ class FakeRules:
         return () if self.is_loaded(options) else ("the base rules differ",)
 
     def load(self, options: Options) -> None:
+        self.before_write()
         self.loaded = options
 
     def seal(self, options: Options) -> None:
+        self.before_write()
         assert self.loaded == options
 
     def write(self, elements: list[ElementMessage]) -> MessageError | None:
+        self.before_write()
         after = {name: dict(rows) for name, rows in self.table.items()}
         for number, each in enumerate(elements):
             self.messages_sent += 1

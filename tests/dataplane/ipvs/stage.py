@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pytest
 
@@ -54,6 +54,10 @@ class Stage:
         changed.update(routings)
         self.routings = dict(routings)
         return self.dataplane.commit(self.dataplane.plan(Changes(changed, node)))
+
+    def before_writes(self, call: Callable[[], None]) -> None:
+        """Have `call` run before each write to the kernel; it may raise."""
+        self.kernel.before_write = self.rules.before_write = call
 
     def sent(self) -> int:
         return self.dataplane.messages_sent

@@ -183,6 +183,8 @@ def test_foreign_virtual_services_survive_start_changes_and_cleanup(
         "ipvsadm -D -t 10.96.0.1:80",
         "ipvsadm -d -t 10.96.0.1:80 -r 10.244.2.1:8080",
         "ipvsadm -e -t 10.96.0.1:80 -r 10.244.2.1:8080 -m -w 9",
+        "ipvsadm -e -t 10.96.0.1:80 -r 10.244.2.1:8080 -g -w 1",
+        "ipvsadm -e -t 10.96.0.1:80 -r 10.244.2.1:8080 -i -w 1",
         "ipvsadm -E -t 10.96.0.1:80 -s wlc",
         "ip addr del 10.96.0.1/32 dev kube-ipvs0",
         "ip link del kube-ipvs0",
@@ -212,3 +214,19 @@ def test_a_service_that_the_kernel_rejects_is_left_out_alone(node: IpvsNode) -> 
     (failure,) = node.begin(of(own, other))
     assert failure.name == WEB
     assert len(node.table()) == 2
+
+
+def test_the_table_may_be_deleted_while_no_agent_runs(node: IpvsNode) -> None:
+    plain = {
+        name: each for name, each in everything().items() if name != ObjectName("shop", "split")
+    }
+    node.sh("ipvsadm -A -t 172.30.0.11:5432 -s wrr")
+    assert not node.begin(plain)
+    right = node.sh("ipvsadm -Sn"), node.sh("nft list table inet pyproxy-ipvs")
+    node.sh("nft flush ruleset")
+    node.restarted()
+    assert not node.begin(plain)
+    after = node.sh("ipvsadm -Sn"), node.sh("nft list table inet pyproxy-ipvs")
+    assert [sorted(text.splitlines()) for text in after] == [
+        sorted(text.splitlines()) for text in right
+    ]
