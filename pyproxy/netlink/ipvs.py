@@ -91,12 +91,14 @@ class Server(msgspec.Struct, frozen=True, gc=False):
     """A real server as read from a dump.
 
     `connections` counts all that the kernel remembers, `active` those that are established.
+    `masqueraded` is False with another forwarding method, such as direct routing.
     """
 
     backend: Backend
     weight: int
     connections: int = 0
     active: int = 0
+    masqueraded: bool = True
 
 
 class Messages:
@@ -122,7 +124,7 @@ class Messages:
         return self._request(_NEW_DEST, _service(_identity(virtual)) + _dest(backend, weight))
 
     def set_server(self, virtual: Virtual, backend: Backend, weight: int) -> Request:
-        """Change a real server's weight; ENOENT if there is none."""
+        """Change a real server's weight, and have it masqueraded; ENOENT if there is none."""
         return self._request(_SET_DEST, _service(_identity(virtual)) + _dest(backend, weight))
 
     def delete_server(self, virtual: Virtual, backend: Backend) -> Request:
@@ -193,7 +195,9 @@ def read_servers(replies: Iterable[memoryview], family: Family) -> list[Server]:
         backend = Backend(bytes(dest[_DEST_ADDR][: family.bits // 8]) + bytes(dest[_DEST_PORT]))
         active = _number(dest, _ACTIVE_CONNS)
         connections = active + _number(dest, _INACT_CONNS)
-        found.append(Server(backend, _number(dest, _WEIGHT), connections, active))
+        # The kernel sends the method alone, without the other flags of connections.
+        masqueraded = _number(dest, _FWD_METHOD) == 0
+        found.append(Server(backend, _number(dest, _WEIGHT), connections, active, masqueraded))
     return found
 
 

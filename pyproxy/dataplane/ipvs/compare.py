@@ -78,7 +78,7 @@ def compare(kernel: Ipvs, rules: Rules, wanted: ServiceRouting, options: Options
         virtual for virtual in virtuals_by_address(wanted) if virtual in held[VIRTUALS]
     }
     held[SERVERS] = {
-        (virtual, server.backend): server.weight
+        (virtual, server.backend): schema.weight_of(server)
         for virtual in virtuals & held[VIRTUALS].keys()
         for server in kernel.servers(virtual)
     }

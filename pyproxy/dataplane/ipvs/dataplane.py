@@ -373,7 +373,7 @@ class IpvsDataplane:
         held[VIRTUALS] = {**found}
         if servers:
             held[SERVERS] = {
-                (virtual, server.backend): server.weight
+                (virtual, server.backend): schema.weight_of(server)
                 for virtual in found
                 for server in self._kernel.servers(virtual)
             }

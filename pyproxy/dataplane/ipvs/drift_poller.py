@@ -13,7 +13,14 @@ from typing import Any
 
 from pyproxy.dataplane.ipvs.draining import Draining
 from pyproxy.dataplane.ipvs.kernel import Kernel
-from pyproxy.dataplane.ipvs.schema import ADDRESSES_ON_DEVICE, SERVERS, VIRTUALS, ServerKey, Table
+from pyproxy.dataplane.ipvs.schema import (
+    ADDRESSES_ON_DEVICE,
+    SERVERS,
+    VIRTUALS,
+    ServerKey,
+    Table,
+    weight_of,
+)
 from pyproxy.model.address import Address, Backend
 from pyproxy.netlink.ipvs import Server, Virtual
 
@@ -133,7 +140,7 @@ class DriftPoller:
         )
 
     def _servers_changed(self, virtual: Virtual, held: Mapping[Any, int]) -> bool:
-        found = {each.backend: each.weight for each in self._kernel.servers(virtual)}
+        found = {each.backend: weight_of(each) for each in self._kernel.servers(virtual)}
         if any(held.get((virtual, backend)) != weight for backend, weight in found.items()):
             return True
         # Servers that were added since the turn was planned are looked for in the next one.

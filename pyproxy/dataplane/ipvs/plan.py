@@ -16,6 +16,7 @@ from pyproxy.dataplane.ipvs.schema import (
     ADDRESSES_ON_DEVICE,
     BY_NAME,
     DEVICE,
+    OTHER_METHOD,
     SERVERS,
     TABLE,
     VIRTUALS,
@@ -179,7 +180,8 @@ def _text(key: Any, value: Any) -> str:
     if isinstance(key, Virtual):
         return f"{virtual_text(key)} {scheduling_text(value)}"
     virtual, server = key
-    return f"{backend_text(server)} of {virtual_text(virtual)} weight {value}"
+    how = "not masqueraded" if value == OTHER_METHOD else f"weight {value}"
+    return f"{backend_text(server)} of {virtual_text(virtual)} {how}"
 
 
 def virtual_text(virtual: Virtual) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from pyproxy.dataplane.nft import schema as nft
 from pyproxy.dataplane.nft.schema import FRONTEND, Field, SetKind, by_name
 from pyproxy.model.address import Backend, Mark, Protocol
-from pyproxy.netlink.ipvs import Virtual
+from pyproxy.netlink.ipvs import Server, Virtual
 
 TABLE = "pyproxy-ipvs"
 DEVICE = "kube-ipvs0"
@@ -16,7 +16,10 @@ VIRTUALS = "virtual services"
 """The table of virtual services: `Virtual` to `Scheduling`."""
 
 SERVERS = "real servers"
-"""The table of real servers: `ServerKey` to a weight."""
+"""The table of real servers: `ServerKey` to a weight, or to `OTHER_METHOD`."""
+
+OTHER_METHOD = -1
+"""Stands for the weight of a server that another program has changed to be not masqueraded."""
 
 ADDRESSES_ON_DEVICE = "addresses"
 """The table of service addresses on the device."""
@@ -91,3 +94,8 @@ def is_our_mark(mark: int) -> bool:
 def protocol_of(virtual: Virtual) -> int:
     """Return a virtual service's protocol, also of one by a mark of ours."""
     return _PROTOCOLS[virtual.mark & 3] if virtual.mark else virtual.protocol
+
+
+def weight_of(server: Server) -> int:
+    """Return the value of a real server's row."""
+    return server.weight if server.masqueraded else OTHER_METHOD

@@ -36,6 +36,8 @@ _DELSETELEM = 14
 class FakeKernel:
     """IPVS and the device. `connections` counts a server's, `closed` says that they ended.
 
+    `routed` are servers that another program has changed to direct routing.
+
     `before_write` is called before each write, and may raise.
     """
 
@@ -45,6 +47,7 @@ class FakeKernel:
         self.how: dict[Virtual, Scheduling] = {}
         self.connections: dict[tuple[Virtual, Backend], int] = {}
         self.closed = False
+        self.routed: set[tuple[Virtual, Backend]] = set()
         self.device = 0
         self.on_device: set[Address] = set()
         self.others = frozenset(others)
@@ -73,7 +76,9 @@ class FakeKernel:
         found = []
         for backend, weight in self.table.get(virtual, {}).items():
             count = self.connections.get((virtual, backend), 0)
-            found.append(Server(backend, weight, count, 0 if self.closed else count))
+            active = 0 if self.closed else count
+            masqueraded = (virtual, backend) not in self.routed
+            found.append(Server(backend, weight, count, active, masqueraded))
         return found
 
     def count(self) -> int:
@@ -148,6 +153,8 @@ class FakeKernel:
                 return errno.EEXIST
         elif server.backend not in servers:
             return errno.ENOENT
+        assert server.masqueraded
+        self.routed.discard((virtual, server.backend))
         if command == 7:
             del servers[server.backend]
         else:

@@ -62,6 +62,11 @@ def test_a_service_that_should_reject_and_serves(stage: Stage) -> None:
             "real server 10.244.2.1:8080 of tcp 10.96.0.1:80 weight 1",
             "real server 10.244.2.1:8080 of tcp 10.96.0.1:80 weight 5",
         ),
+        (
+            "method",
+            "real server 10.244.2.1:8080 of tcp 10.96.0.1:80 weight 1",
+            "real server 10.244.2.1:8080 of tcp 10.96.0.1:80 not masqueraded",
+        ),
         ("server", "real server 10.244.2.1:8080 of tcp 10.96.0.1:80 weight 1", ""),
         ("frontend", 'frontends4 { 10.96.0.1 . tcp . 80 comment "shop/web:http" }', ""),
         (
@@ -81,6 +86,8 @@ def test_each_difference_is_named(stage: Stage, harm: str, missing: str, extra: 
     match harm:
         case "weight":
             kernel.table[HTTP][ONE] = 5
+        case "method":
+            kernel.routed.add((HTTP, ONE))
         case "server":
             del kernel.table[HTTP][ONE]
         case "foreign server":

@@ -472,7 +472,9 @@ def test_a_virtual_service_by_mark_hashes_the_client_instead_of_being_persistent
     assert stage.kernel.how[marked] == Scheduling("sh", SCHED_1)
 
 
-@pytest.mark.parametrize("harm", ["weight", "server", "service", "foreign", "address", "scheduler"])
+@pytest.mark.parametrize(
+    "harm", ["weight", "method", "server", "service", "foreign", "address", "scheduler"]
+)
 def test_a_change_by_another_program_is_noticed_and_repaired(stage: Stage, harm: str) -> None:
     stage.begin(of(service(ONE, TWO)), NodeRouting())
     before = stage.state()
@@ -481,6 +483,8 @@ def test_a_change_by_another_program_is_noticed_and_repaired(stage: Stage, harm:
     match harm:
         case "weight":
             kernel.table[HTTP][ONE] = 5
+        case "method":
+            kernel.routed.add((HTTP, ONE))
         case "server":
             del kernel.table[HTTP][ONE]
         case "service":
@@ -496,4 +500,5 @@ def test_a_change_by_another_program_is_noticed_and_repaired(stage: Stage, harm:
     stage.begin()
     stage.hang_up()
     assert stage.state() == before
+    assert not kernel.routed
     assert stage.dataplane.tick() is None
