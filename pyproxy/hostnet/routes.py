@@ -7,7 +7,7 @@ from contextlib import closing
 
 import msgspec
 
-from pyproxy.hostnet.devices import Devices, read_devices
+from pyproxy.hostnet.devices import PODS, Devices, read_devices
 from pyproxy.hostnet.packet import FirstPacket, Origin, PacketPath, ServicePaths
 from pyproxy.model.address import Address, Backend, Family, Mark, Network, parse_address
 from pyproxy.netlink.routing import (
@@ -34,7 +34,7 @@ class PathRoutes(msgspec.Struct, frozen=True):
     `reverse` the one that this node would use to the client; both are None if no client is known.
     `unmarked` is `forward` without the mark, if the packet has one.
     `network` is the destination of the routing table's entry, `neighbour` the next hop; None if
-    the kernel has none.
+    the kernel has none. `client_network` and `client_neighbour` are those of the way to the client.
     """
 
     path: PacketPath
@@ -46,6 +46,13 @@ class PathRoutes(msgspec.Struct, frozen=True):
     unmarked: RouteReply | None = None
     network: Network | None = None
     neighbour: Neighbour | None = None
+    client_network: Network | None = None
+    client_neighbour: Neighbour | None = None
+
+    @property
+    def to_client(self) -> RouteReply | None:
+        """The route of replies to the client: the endpoint's, or this node's own to it."""
+        return self.back if self.back is not None else self.reverse
 
 
 class FurtherRoute(msgspec.Struct, frozen=True):
@@ -164,6 +171,12 @@ class _Reader:
         network = None
         if not match.error:
             network = _network(leaving.destination, match.prefix)
+        to_client, client_network = back if back is not None else reverse, None
+        client_neighbour = None
+        if sample and to_client and path.origin is not Origin.NODE:
+            entry = self._route(RouteQuery(sample), match=True)
+            client_network = None if entry.error else _network(sample, entry.prefix)
+            client_neighbour = self._neighbour(to_client, sample)
         back_device = None
         if reverse and (reverse.error or reverse.kind == RTN_UNICAST):
             back_device = "" if reverse.error else self._devices.name(reverse.device)
@@ -184,6 +197,8 @@ class _Reader:
             unmarked=unmarked,
             network=network,
             neighbour=self._neighbour(forward, leaving.destination),
+            client_network=client_network,
+            client_neighbour=client_neighbour,
         )
 
     def further(self, endpoint: Backend) -> FurtherRoute:
@@ -207,10 +222,22 @@ class _Reader:
         if path.origin is Origin.POD:
             for sample in self._pods(packet):
                 match = self._route(RouteQuery(sample), match=True)
+                if packet.sample is None and match.kind == RTN_LOCAL:
+                    continue
                 # A pod that only the default route leads to is not on this node.
-                if not match.error and match.prefix and match.kind == RTN_UNICAST:
+                found = not match.error and match.prefix and match.kind == RTN_UNICAST
+                # The route may be wrong, and the bridge is where the pod's packets arrive.
+                bridge = self._devices.bridge_of(sample, self._paths.pod_networks)
+                if bridge and not (found and self._is_cable(match.device)):
+                    return sample, bridge
+                if found:
                     return sample, match.device
         return packet.sample, 0
+
+    def _is_cable(self, device: int) -> bool:
+        """Return whether a device may be the end of one pod's cable, which has no address."""
+        link = self._devices.links.get(device)
+        return bool(link and link.kind in PODS and device not in self._devices.with_address)
 
     def _pods(self, packet: FirstPacket) -> Iterator[Address]:
         if packet.sample is not None:
@@ -219,8 +246,9 @@ class _Reader:
         for network in self._paths.pod_networks:
             # A pod of a network on a bridge: the first addresses are often the gateway's.
             if network.family is packet.family and len(network.address) * 8 - network.prefix > 2:
-                last = int.from_bytes(network.last, "big") - 1
-                yield Address(last.to_bytes(len(network.address), "big"))
+                last = int.from_bytes(network.last, "big")
+                for number in (last - 1, last - 2):
+                    yield Address(number.to_bytes(len(network.address), "big"))
 
     def _route(self, query: RouteQuery, *, match: bool = False) -> RouteReply:
         key = (query, match)

@@ -25,6 +25,9 @@ pytestmark = [pytest.mark.kernel, pytest.mark.packets, pytest.mark.modes("nftabl
 ADDRESS, NODE_PORT, CLIENT = "10.96.0.90", "172.30.0.11:30090", "172.30.0.100"
 A1, A2, B1, B2 = "10.244.1.11", "10.244.1.12", "10.244.2.11", "10.244.2.12"
 BOTH_B = f"{B1}:8080, {B2}:8080"
+REMOTE = "10.96.0.91:80"
+"""A Service with endpoints on the other node alone, so that no path leads to a pod here."""
+
 OTHER_NODE = "172.30.0.12"
 NO_POLICY = ("ip xfrm policy flush",)
 
@@ -60,6 +63,13 @@ def ports(setting: str) -> list[str]:
 
 def policy(rest: str) -> list[str]:
     return [f"ip xfrm policy add src 0.0.0.0/0 dst 10.244.2.0/24 {rest}"]
+
+
+def of_client(
+    plant: Sequence[str], undo: Sequence[str], words: str, result: str = "failed", source: str = A1
+) -> Fault:
+    """Return a fault at the client's side of packets to another node."""
+    return Fault(plant, undo, words, "routes", result, target=REMOTE, source=source)
 
 
 FAULTS: dict[str, Fault] = {
@@ -156,6 +166,67 @@ FAULTS: dict[str, Fault] = {
         "routes",
         "failed",
     ),
+    "bridge of clients that is down": of_client(
+        ["ip link set cbr0 down"],
+        ["ip link set cbr0 up", "ip addr replace fd10:1::1/64 dev cbr0 nodad"],
+        "cbr0, the way back to pods on this node, is down",
+        source="",
+    ),
+    "ARP switched off for clients": of_client(
+        ["ip link set cbr0 arp off", "ip neigh flush dev cbr0"],
+        ["ip link set cbr0 arp on", "ip neigh flush dev cbr0"],
+        f"cbr0, the way back to {A1}, does not use ARP or neighbour discovery (NOARP)",
+    ),
+    "client's port that is down": of_client(
+        ["ip link set v-a1 down"],
+        ["ip link set v-a1 up"],
+        f"v-a1, a port of cbr0, is down: its pod, which may be {A1}, is not reached",
+        "undecided",
+    ),
+    "client's port taken out of its bridge": of_client(
+        ["ip link set v-a1 nomaster"],
+        ["ip link set v-a1 master cbr0", "ip link set v-a1 type bridge_slave hairpin on"],
+        "v-a1 belongs to no bridge and has no address: its pod, which may be ",
+        "undecided",
+    ),
+    "client's port that is disabled": of_client(
+        ["bridge link set dev v-a1 state 0"],
+        ["bridge link set dev v-a1 state 3"],
+        "v-a1, a port of cbr0, does not forward (state disabled): packets of its pod, which may "
+        f"be {A1}, do not pass",
+        "undecided",
+    ),
+    "client's neighbour entry is permanent": of_client(
+        [f"ip neigh replace {A1} lladdr 02:00:00:00:00:99 dev cbr0 nud permanent"],
+        [f"ip neigh del {A1} dev cbr0"],
+        f"the neighbour entry of {A1} on cbr0 is permanent",
+        "undecided",
+    ),
+    "client's route by another device": of_client(
+        [f"ip route add {A1} dev mgmt"],
+        [f"ip route del {A1} dev mgmt"],
+        f"replies of {BOTH_B} to {A1} leave by mgmt, while the pods of this node are on cbr0",
+    ),
+    "clients' route by another device": of_client(
+        ["ip route add 10.244.1.0/25 dev mgmt", "ip route add 10.244.1.128/25 dev mgmt"],
+        ["ip route del 10.244.1.0/25", "ip route del 10.244.1.128/25"],
+        "to pods on this node leave by mgmt, while the pods of this node are on cbr0",
+        source="",
+    ),
+    "client's route by another device, and strict rp_filter": msgspec.structs.replace(
+        of_client(
+            ["sysctl -w net.ipv4.conf.cbr0.rp_filter=1", f"ip route add {A1} dev mgmt"],
+            ["sysctl -w net.ipv4.conf.cbr0.rp_filter=0", f"ip route del {A1} dev mgmt"],
+            f"rp_filter of cbr0 is strict: packets from {A1} that arrive there are dropped, "
+            "because the route back is through mgmt",
+        ),
+        step="switches",
+    ),
+    "client's address on this node": of_client(
+        [f"ip addr add {A1}/32 dev lo"],
+        [f"ip addr del {A1}/32 dev lo"],
+        f"{A1} is an address of this node too (lo): the kernel drops packets that arrive with it",
+    ),
     "policy rule for replies' port": Fault(
         ["ip rule add pref 50 ipproto tcp sport 8080 blackhole"],
         ["ip rule del pref 50"],
@@ -222,7 +293,12 @@ FAULTS: dict[str, Fault] = {
 def web(mode: LabMode) -> Iterator[InspectedNode]:
     """A node with a Service that has two endpoints here and two on another node."""
     with inspected_node(*mode.flags) as made:
-        made.create(service("web", ADDRESS, 30090), endpoint_slice("web", [A1, A2, B1, B2]))
+        made.create(
+            service("web", ADDRESS, 30090),
+            endpoint_slice("web", [A1, A2, B1, B2]),
+            service("remote", REMOTE.removesuffix(":80"), 30091),
+            endpoint_slice("remote", [B1, B2]),
+        )
         yield made
 
 

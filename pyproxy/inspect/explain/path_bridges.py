@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pyproxy.hostnet.devices import PODS
 from pyproxy.hostnet.packet import Origin, PacketPath
 from pyproxy.hostnet.routes import RouteFacts
 from pyproxy.inspect.explain.findings import Finding, doubt, fault
@@ -11,8 +12,6 @@ from pyproxy.inspect.humanize import listed
 from pyproxy.netlink.links import FORWARDING, Link
 
 _STATES = {0: "disabled", 1: "listening", 2: "learning", 4: "blocking"}
-_PODS = ("veth", "tun")
-_LINK_LOCAL = b"\xfe\x80"
 
 
 def bridge_ports(part: RouteFacts, path: PacketPath, *, bridged: bool) -> Iterator[Finding]:
@@ -24,32 +23,48 @@ def bridge_ports(part: RouteFacts, path: PacketPath, *, bridged: bool) -> Iterat
     bridge = part.devices.named(path.leaving.out_device or "")
     if not path.local or bridge is None or bridge.kind != "bridge":
         return
-    ports = [
-        link
-        for link in part.devices.links.values()
-        if link.master == bridge.index and link.kind in _PODS and link.port is not None
-    ]
-    yield from _whole(bridge, path, ports)
-    lost = _lost(part)
-    if lost:
-        yield doubt(
+    ports = _ports(part, bridge)
+    if not ports:
+        yield fault(
             path,
-            f"{listed(lost, 3)} belongs to no bridge and has no address: its pod, which may be "
-            "{}, is not reached unless a route leads there",
+            f"{bridge.name}, the bridge of {{}}, has no port of a pod",
+            f"check the network plugin, which adds pods to it: bridge link show master "
+            f"{bridge.name}",
         )
+    yield from _whole(part, bridge, path, "{}")
+    yield from _blocked(bridge, path, ports)
     if path.origin is Origin.POD and bridged and path.leaving.in_device == bridge.name:
         yield from _between_pods(bridge, path, ports)
 
 
+def client_port(part: RouteFacts, path: PacketPath, client: str) -> Iterator[Finding]:
+    """Find ports of the bridge of a client's pod here that do not pass its packets."""
+    bridge = part.devices.named(path.leaving.in_device or "")
+    if path.origin is not Origin.POD or bridge is None or bridge.kind != "bridge":
+        return
+    yield from _whole(part, bridge, path, client)
+    for port, state in _not_forwarding(_ports(part, bridge)):
+        yield doubt(
+            path,
+            f"{port.name}, a port of {bridge.name}, does not forward (state {state}): packets of "
+            f"its pod, which may be {client}, do not pass",
+        )
+
+
+def _ports(part: RouteFacts, bridge: Link) -> list[Link]:
+    return [
+        link
+        for link in part.devices.links.values()
+        if link.master == bridge.index and link.kind in PODS and link.port is not None
+    ]
+
+
 def _lost(part: RouteFacts) -> list[str]:
     """Return the ends of pods' cables that are in no bridge, as far as that can be told."""
-    used = {
-        device
-        for address, device in part.devices.by_address.items()
-        if not address.startswith(_LINK_LOCAL)
-    }
-    used |= {route.forward.device for route in part.routes}
-    used |= {route.plain.device for route in part.routes}
+    used = set(part.devices.with_address)
+    for route in part.routes:
+        replies = (route.forward, route.plain, route.back, route.reverse)
+        used |= {reply.device for reply in replies if reply is not None}
     return [
         link.name
         for link in part.devices.links.values()
@@ -58,20 +73,21 @@ def _lost(part: RouteFacts) -> list[str]:
     ]
 
 
-def _whole(bridge: Link, path: PacketPath, ports: list[Link]) -> Iterator[Finding]:
-    if not ports:
-        yield fault(
+def _whole(part: RouteFacts, bridge: Link, path: PacketPath, pod: str) -> Iterator[Finding]:
+    """Find ports that may be a pod's, and do not pass its packets."""
+    ports = _ports(part, bridge)
+    lost = _lost(part)
+    if lost:
+        yield doubt(
             path,
-            f"{bridge.name}, the bridge of {{}}, has no port of a pod",
-            f"check the network plugin, which adds pods to it: bridge link show master "
-            f"{bridge.name}",
+            f"{listed(lost, 3)} belongs to no bridge and has no address: its pod, which may be "
+            f"{pod}, is not reached unless a route leads there",
         )
-        return
     down = [port.name for port in ports if not port.up]
     if down:
         yield doubt(
             path,
-            f"{listed(down, 3)}, a port of {bridge.name}, is down: its pod, which may be {{}}, is "
+            f"{listed(down, 3)}, a port of {bridge.name}, is down: its pod, which may be {pod}, is "
             "not reached",
         )
     locked = [port.name for port in ports if port.port and port.port.locked]
@@ -79,18 +95,25 @@ def _whole(bridge: Link, path: PacketPath, ports: list[Link]) -> Iterator[Findin
         yield doubt(
             path,
             f"{listed(locked, 3)}, a port of {bridge.name}, is locked: packets of its pod, which "
-            "may be {}, pass only with an entry in the bridge's forwarding table",
+            f"may be {pod}, pass only with an entry in the bridge's forwarding table",
         )
+
+
+def _not_forwarding(ports: list[Link]) -> Iterator[tuple[Link, str]]:
     for port in ports:
         if port.up and port.carrier and port.port and port.port.state != FORWARDING:
-            state = _STATES.get(port.port.state, str(port.port.state))
-            yield fault(
-                path,
-                f"{port.name}, a port of {bridge.name}, does not forward (state {state}): its pod "
-                "is not reached",
-                f"run bridge link set dev {port.name} state {FORWARDING}, or switch STP off: ip "
-                f"link set {bridge.name} type bridge stp_state 0",
-            )
+            yield port, _STATES.get(port.port.state, str(port.port.state))
+
+
+def _blocked(bridge: Link, path: PacketPath, ports: list[Link]) -> Iterator[Finding]:
+    for port, state in _not_forwarding(ports):
+        yield fault(
+            path,
+            f"{port.name}, a port of {bridge.name}, does not forward (state {state}): its pod "
+            "is not reached",
+            f"run bridge link set dev {port.name} state {FORWARDING}, or switch STP off: ip "
+            f"link set {bridge.name} type bridge stp_state 0",
+        )
 
 
 def _between_pods(bridge: Link, path: PacketPath, ports: list[Link]) -> Iterator[Finding]:

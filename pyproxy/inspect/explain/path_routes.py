@@ -9,7 +9,9 @@ from pyproxy.hostnet.not_read import NotRead
 from pyproxy.hostnet.packet import Origin, PacketPath
 from pyproxy.hostnet.routes import PathRoutes, RouteFacts
 from pyproxy.inspect.explain.findings import Finding, doubt, fault, merged
-from pyproxy.inspect.explain.path_bridges import bridge_ports
+from pyproxy.inspect.explain.path_bridges import bridge_ports, client_port
+from pyproxy.inspect.explain.path_clients import client_device, client_route
+from pyproxy.inspect.explain.path_hops import Hop, device_findings, hop_text, neighbour_findings
 from pyproxy.inspect.explain.path_marks import marks
 from pyproxy.inspect.explain.path_switches import (
     forwarding_off,
@@ -21,30 +23,17 @@ from pyproxy.inspect.explain.refusals import refusal
 from pyproxy.inspect.explain.source_validation import rejected_by_rp_filter
 from pyproxy.inspect.explain.step import Result, Step, not_checked
 from pyproxy.inspect.facts import Facts
-from pyproxy.inspect.humanize import duration, listed
+from pyproxy.inspect.humanize import listed
 from pyproxy.model.address import Family, address_text, backend_text
 from pyproxy.netlink.links import Link
-from pyproxy.netlink.routing import (
-    NUD_FAILED,
-    NUD_INCOMPLETE,
-    NUD_PERMANENT,
-    RTN_LOCAL,
-    RTN_UNICAST,
-    RouteReply,
-)
+from pyproxy.netlink.routing import RTN_LOCAL, RTN_UNICAST, RouteReply
 
 NAME = "routes"
 _MAIN = 254
 _IPV6_MTU = 1280
 _ADD_ROUTES = "check the network plugin on this node, which adds a route for each node"
-_RECENT = 60.0
-"""Seconds after which a neighbour that did not answer may be back, unless a packet asks again."""
-
 _INSIDE = ("veth", "tun", "dummy")
 """The kinds of a bridge's ports that lead to no other machine."""
-
-_WITH_NEIGHBOURS = ("", "bridge", "veth", "vlan", "bond")
-"""The kinds of devices whose neighbours answer ARP or neighbour discovery; "" is hardware."""
 
 _OVERHEAD = {"vxlan": 50, "geneve": 50, "ipip": 20, "gre": 24, "sit": 20, "wireguard": 60}
 """Bytes that a tunnel over IPv4 adds to a packet at least."""
@@ -60,6 +49,8 @@ def routes(facts: Facts) -> Step:
     findings += marks(facts.path.marked, part.devices)
     for each in part.routes:
         findings += bridge_ports(part, each.path, bridged=_bridged(facts, each.path))
+        if facts.client:
+            findings += client_port(part, each.path, address_text(facts.client))
     return merged(NAME, findings, f"{facts.path.paths}: {_ways(part)}")
 
 
@@ -102,6 +93,10 @@ def _ways(part: RouteFacts) -> str:
 
 
 def _findings(facts: Facts, part: RouteFacts, each: PathRoutes) -> Iterator[Finding]:
+    before = list(client_device(part, each, facts.client))
+    yield from before
+    if any(finding.result is Result.FAILED for finding in before):
+        return
     switches = facts.path.switches
     if not isinstance(switches, NotRead):
         # The step before names these causes of the kernel's errors.
@@ -118,8 +113,8 @@ def _findings(facts: Facts, part: RouteFacts, each: PathRoutes) -> Iterator[Find
         yield from _way(part, each)
         if each.back and each.back.error:
             yield _no_way_back(part, each, each.back)
-        elif each.back and facts.client:
-            yield from _other_way_back(part, each, each.back)
+        else:
+            yield from client_route(part, each, facts.client)
 
 
 def _no_route(part: RouteFacts, each: PathRoutes, reply: RouteReply, where: str) -> Finding:
@@ -188,21 +183,6 @@ def _no_way_back(part: RouteFacts, each: PathRoutes, reply: RouteReply) -> Findi
     )
 
 
-def _other_way_back(part: RouteFacts, each: PathRoutes, reply: RouteReply) -> Iterator[Finding]:
-    """Find a client whose packets arrive at this node's address, and whose replies go elsewhere."""
-    leaving = each.path.leaving
-    device = part.devices.name(reply.device)
-    if each.path.origin is not Origin.EXTERNAL or not leaving.sample or not leaving.in_device:
-        return
-    if reply.kind == RTN_UNICAST and device != leaving.in_device:
-        yield doubt(
-            each.path,
-            f"replies of {{}} to {address_text(leaving.sample)} leave by {device}, while its "
-            f"packets arrive on {leaving.in_device}: see ip rule and ip route get "
-            f"{address_text(leaving.sample)}",
-        )
-
-
 def _way(part: RouteFacts, each: PathRoutes) -> Iterator[Finding]:
     path, reply = each.path, each.forward
     link = part.devices.links.get(reply.device)
@@ -221,40 +201,17 @@ def _way(part: RouteFacts, each: PathRoutes) -> Iterator[Finding]:
         yield fault(path, "{} is a broadcast address here", "correct the address of the endpoint")
         return
     if link is not None:
-        yield from _device(path, link)
+        yield from device_findings(path, link, "the way to {}", path.leaving.destination)
         yield from _bridge_here(part, each, link)
-    yield from _neighbour(part, each)
+    what = "the next hop to {}" if reply.gateway else "{}"
+    hop = reply.gateway or path.leaving.destination
+    yield from neighbour_findings(part, path, Hop(what, hop, reply.device, each.neighbour))
     diverted = list(_diverted(part, each))
     yield from diverted
     if not diverted:
         yield from _default(part, each)
     if link is not None:
         yield from _mtu(part, each, link)
-
-
-def _device(path: PacketPath, link: Link) -> Iterator[Finding]:
-    if not link.up:
-        yield fault(
-            path, f"{link.name}, the way to {{}}, is down", f"run ip link set {link.name} up"
-        )
-    elif link.name == "lo":
-        yield fault(
-            path,
-            "the route to {} is by lo: packets do not leave this node",
-            f"remove it: ip route del {address_text(path.leaving.destination)} dev lo",
-        )
-    elif not link.arp and link.kind in _WITH_NEIGHBOURS:
-        yield fault(
-            path,
-            f"{link.name}, the way to {{}}, does not use ARP or neighbour discovery (NOARP)",
-            f"run ip link set {link.name} arp on",
-        )
-    elif not link.carrier:
-        yield fault(
-            path,
-            f"{link.name}, the way to {{}}, has no carrier",
-            f"check the cable or the other end: ip link show {link.name}",
-        )
 
 
 def _bridge_here(part: RouteFacts, each: PathRoutes, link: Link) -> Iterator[Finding]:
@@ -273,43 +230,6 @@ def _bridge_here(part: RouteFacts, each: PathRoutes, link: Link) -> Iterator[Fin
         )
 
 
-def _neighbour(part: RouteFacts, each: PathRoutes) -> Iterator[Finding]:
-    found = each.neighbour
-    if found is None or not found.state & (NUD_FAILED | NUD_INCOMPLETE | NUD_PERMANENT):
-        return
-    hop = each.forward.gateway or each.path.leaving.destination
-    protocol = "ARP" if len(hop) == 4 else "neighbour discovery"
-    device = part.devices.name(each.forward.device)
-    if found.state & NUD_PERMANENT:
-        link = part.devices.links.get(each.forward.device)
-        # Tunnels have permanent entries for their other ends.
-        if link and link.kind in _WITH_NEIGHBOURS:
-            yield doubt(
-                each.path,
-                f"the neighbour entry of {address_text(hop)} on {device} is permanent: the kernel "
-                "never asks whether its link address is right",
-            )
-        return
-    if found.state & NUD_INCOMPLETE:
-        yield doubt(each.path, f"{address_text(hop)} has not answered {protocol} on {device} yet")
-        return
-    if found.age > _RECENT:
-        yield doubt(
-            each.path,
-            f"{address_text(hop)} did not answer {protocol} on {device} {duration(found.age)} ago, "
-            "and no packet has asked since",
-        )
-        return
-    what = "the next hop to {}" if each.forward.gateway else "{}"
-    yield fault(
-        each.path,
-        f"{what} does not answer {protocol}: {address_text(hop)} on {device}",
-        "check that this address exists: the node may be down or the pod gone"
-        if not each.forward.gateway
-        else f"check the node or router {address_text(hop)}, and the network between",
-    )
-
-
 def _diverted(part: RouteFacts, each: PathRoutes) -> Iterator[Finding]:
     """Find a policy rule that matches the mark by chance, and leads elsewhere."""
     mark, plain = each.path.leaving.mark, each.plain
@@ -322,22 +242,17 @@ def _diverted(part: RouteFacts, each: PathRoutes) -> Iterator[Finding]:
     yield fault(
         each.path,
         f"a policy rule diverts packets with the mark {mark:#x} to table {each.forward.table}: "
-        f"they go to {{}} through {_hop(part, each.forward)} instead of "
-        f"{_hop(part, each.unmarked)}",
+        f"they go to {{}} through {hop_text(part, each.forward)} instead of "
+        f"{hop_text(part, each.unmarked)}",
         "see ip rule; change the rule's mark, or set --iptables-masquerade-bit to an unused bit",
     )
-
-
-def _hop(part: RouteFacts, reply: RouteReply) -> str:
-    device = part.devices.name(reply.device)
-    return f"{address_text(reply.gateway)} on {device}" if reply.gateway else device
 
 
 def _default(part: RouteFacts, each: PathRoutes) -> Iterator[Finding]:
     """Find pods that only the default route leads to."""
     if each.network is None or each.network.prefix:
         return
-    path, hop = each.path, _hop(part, each.forward)
+    path, hop = each.path, hop_text(part, each.forward)
     # A policy rule may have chosen the table by source, device or mark.
     table = "" if each.forward.table in (0, _MAIN) else f" of table {each.forward.table}"
     if path.local:
