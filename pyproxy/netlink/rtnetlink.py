@@ -18,11 +18,11 @@ from pyproxy.netlink.attributes import attribute, attribute_map, nested, string,
 from pyproxy.netlink.frames import NLM_F_CREATE, NLM_F_EXCL
 from pyproxy.netlink.requests import Request, Requests
 
-_NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
+_NEWLINK, _DELLINK, _GETLINK, _SETLINK = 16, 17, 18, 19
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
 _GETROUTE = 26
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
-_IFLA_IFNAME, _IFLA_LINKINFO = 3, 18
+_IFLA_IFNAME, _IFLA_LINKINFO, _IFLA_IFALIAS = 3, 18, 20
 _IFLA_INFO_KIND = 1
 _RTA_DST, _RTA_OIF, _RTA_PREFSRC = 1, 4, 7
 RT_TABLE_LOCAL = 255
@@ -56,6 +56,13 @@ class DeviceAddress(msgspec.Struct, frozen=True):
     is_unique: bool = True
 
 
+class Link(msgspec.Struct, frozen=True):
+    """A network device: its index, above 0, and its alias, a text that is empty without one."""
+
+    index: int
+    alias: str
+
+
 class LocalRoute(msgspec.Struct, frozen=True):
     """A network whose addresses are all the node's own, and the index of the route's device."""
 
@@ -84,6 +91,12 @@ def add_dummy_device(name: str) -> Request:
 def delete_device(device: int) -> Request:
     """Delete a device with its addresses; ENODEV if there is none of this index."""
     return Request(_DELLINK, 0, _IFINFOMSG.pack(0, 0, device, 0, 0))
+
+
+def set_alias(device: int, alias: str) -> Request:
+    """Set the alias of a device, which `ip link` shows; ENODEV if there is none of this index."""
+    body = _IFINFOMSG.pack(0, 0, device, 0, 0) + attribute(_IFLA_IFALIAS, alias.encode())
+    return Request(_SETLINK, 0, body)
 
 
 def add_address(device: int, address: Address) -> Request:
@@ -199,22 +212,29 @@ def read_route(replies: Iterable[memoryview]) -> Route | None:
 
 def find_device(kernel: Requests, name: str) -> int:
     """Return the index of a device, 0 if there is none of this name. Raises KernelError."""
+    link = find_link(kernel, name)
+    return link.index if link else 0
+
+
+def find_link(kernel: Requests, name: str) -> Link | None:
+    """Return a device by its name. Raises KernelError."""
     try:
         replies = kernel.get(
             Request(_GETLINK, 0, _IFINFOMSG.pack(0, 0, 0, 0, 0) + string(_IFLA_IFNAME, name))
         )
     except KernelError as error:
         if error.errno in (errno.ENODEV, errno.ENOENT):
-            return 0
+            return None
         raise
     # An alternative name (altname) also finds a device, so its primary name is compared.
     for reply in replies:
         if len(reply) < _IFINFOMSG.size:
             continue
         _, _, index, _, _ = _IFINFOMSG.unpack_from(reply)
-        if text(attribute_map(reply[_IFINFOMSG.size :]).get(_IFLA_IFNAME, memoryview(b""))) == name:
-            return int(index)
-    return 0
+        fields = attribute_map(reply[_IFINFOMSG.size :])
+        if text(fields.get(_IFLA_IFNAME, memoryview(b""))) == name:
+            return Link(int(index), text(fields.get(_IFLA_IFALIAS, memoryview(b""))))
+    return None
 
 
 def _device(fields: Mapping[int, memoryview]) -> int:

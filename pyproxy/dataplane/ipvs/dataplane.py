@@ -30,7 +30,7 @@ from pyproxy.dataplane.ipvs.commit import commit
 from pyproxy.dataplane.ipvs.compare import check_base_rules, compare
 from pyproxy.dataplane.ipvs.draining import Change, Draining, plan_delta, rows_of_drained
 from pyproxy.dataplane.ipvs.drift_poller import Deadlines, DriftPoller
-from pyproxy.dataplane.ipvs.kernel import Kernel, is_ours
+from pyproxy.dataplane.ipvs.kernel import Addresses, Kernel, is_ours
 from pyproxy.dataplane.ipvs.marks import Marks, assign_marks
 from pyproxy.dataplane.ipvs.plan import IpvsPlan
 from pyproxy.dataplane.ipvs.rows import (
@@ -188,7 +188,8 @@ class IpvsDataplane:
         self._node_addresses = here.others
         held[ADDRESSES_ON_DEVICE] = dict.fromkeys(here.ours, b"")
         routings = {routing.name: routing for routing in services}
-        foreign = self._read_ipvs(held, here.ours, self._lost(held, here.ours, routings.values()))
+        lost = self._lost(held, here, routings.values())
+        foreign = self._read_ipvs(held, here.ours, lost)
         marks = assign_marks(routings.values(), held, self._marks)
         wanted: Table = {**node_rows(node.pod_networks)}
         shared: Counter[SharedRow] = Counter()
@@ -219,6 +220,7 @@ class IpvsDataplane:
             node=node,
             reload=reload,
             device=not here.device,
+            label=bool(here.device) and not here.labelled,
             foreign=foreign,
         )
 
@@ -267,6 +269,9 @@ class IpvsDataplane:
         # Last, because an older version's chains and sets serve until the elements are written.
         if plan.reload:
             self._rules.seal(plan.options)
+        # A device taken over from kube-proxy is ours once the rules are complete.
+        if plan.label:
+            self._kernel.label_device()
         self._remember(plan, failures)
         return failures
 
@@ -320,11 +325,11 @@ class IpvsDataplane:
         return msgspec.structs.replace(self._options, pod_families=families)
 
     def _lost(
-        self, held: Table, on_device: AbstractSet[Address], services: Iterable[ServiceRouting]
+        self, held: Table, here: Addresses, services: Iterable[ServiceRouting]
     ) -> frozenset[Virtual]:
         """Return virtual services that are ours although the table does not list them.
 
-        The table and the device get the addresses in the same commit. If the device has addresses
+        The table and the device get the addresses in the same commit. If our device has addresses
         and the table has none, it was deleted while no agent ran. Only virtual services on the
         node's own addresses need it, and those that Services want now are taken for ours.
         """
@@ -333,7 +338,7 @@ class IpvsDataplane:
             for kind in (schema.ADDRESSES, schema.CLAIMS)
             for family in Family
         )
-        if self._poller is not None or has_table or not on_device:
+        if self._poller is not None or has_table or not (here.labelled and here.ours):
             return frozenset()
         return frozenset(
             virtual
@@ -353,7 +358,7 @@ class IpvsDataplane:
         """Add our virtual services and their servers to a table; return those of other programs."""
         # Virtual services of node ports have the node's addresses, which are not on the device: the
         # table's elements identify them.
-        listed = frozenset(
+        listed = lost | frozenset(
             virtual_of_key(key, family)
             for family in Family
             for kind in (schema.FRONTENDS, schema.CLAIMS)
@@ -361,9 +366,8 @@ class IpvsDataplane:
         )
         listed |= frozenset(self._held.get(VIRTUALS, {}))
         if self._poller is None:
-            # Before the first commit those of kube-proxy's node ports are taken over as well. With
-            # these the device is kube-proxy's, and there was no table.
-            listed |= frozenset(self._adopts()) or lost
+            # Before the first commit those of kube-proxy's node ports are taken over as well.
+            listed |= frozenset(self._adopts())
         everything = self._kernel.virtuals()
         found = {
             virtual: how

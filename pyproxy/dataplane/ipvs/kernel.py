@@ -6,11 +6,12 @@ import errno
 import socket
 import struct
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 
 import msgspec
 
 from pyproxy.dataplane.ipvs import schema
-from pyproxy.dataplane.ipvs.schema import DEVICE
+from pyproxy.dataplane.ipvs.schema import ALIAS, DEVICE
 from pyproxy.errors import KernelError, StaleStateError
 from pyproxy.model.address import Address, Backend, Network
 from pyproxy.netlink import generic, ipvs, rtnetlink
@@ -27,11 +28,15 @@ _INFO = struct.Struct("=III")
 
 
 class Addresses(msgspec.Struct, frozen=True):
-    """The addresses of our device and of all others; `device` is its index, 0 without one."""
+    """The addresses of our device and of all others; `device` is its index, 0 without one.
+
+    `labelled` says that the device has our alias.
+    """
 
     device: int
     ours: frozenset[Address]
     others: frozenset[Address]
+    labelled: bool
 
 
 class Kernel:
@@ -133,12 +138,14 @@ class Kernel:
 
     def addresses(self) -> Addresses:
         """Read all devices' addresses. Raises KernelError."""
-        device = self._device()
+        link = rtnetlink.find_link(self._route, DEVICE)
+        device = link.index if link else 0
         ours: set[Address] = set()
         others: set[Address] = set()
         for found in rtnetlink.read_addresses(self._route.dump(rtnetlink.get_addresses())):
             (ours if device and found.device == device else others).add(found.address)
-        return Addresses(device, frozenset(ours), frozenset(others))
+        labelled = link is not None and link.alias == ALIAS
+        return Addresses(device, frozenset(ours), frozenset(others), labelled)
 
     def addresses_changed(self) -> bool:
         """Return whether another program changed addresses or our device since the last call."""
@@ -150,6 +157,11 @@ class Kernel:
         Raises KernelError.
         """
         self._change_device(rtnetlink.add_dummy_device(DEVICE), "adding")
+        self.label_device()
+
+    def label_device(self) -> None:
+        """Set the device's alias to ours, unlike that of kube-proxy's. Raises KernelError."""
+        self._change_device(rtnetlink.set_alias(self._device(), ALIAS), "labelling")
 
     def delete_device(self) -> None:
         """Delete the device with its addresses; idempotent. Raises KernelError."""
@@ -189,6 +201,13 @@ class Kernel:
 
     def _device(self) -> int:
         return rtnetlink.find_device(self._route, DEVICE)
+
+
+def has_own_device() -> bool:
+    """Return whether there is a device that has our alias. Raises KernelError."""
+    with closing(Requests(NETLINK_ROUTE)) as route:
+        link = rtnetlink.find_link(route, DEVICE)
+    return link is not None and link.alias == ALIAS
 
 
 def is_ours(

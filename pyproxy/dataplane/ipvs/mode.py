@@ -72,11 +72,12 @@ def _in_service(_: Dataplane[Any]) -> InService:
 
 
 def _remove_leftovers(serving: Dataplane[Any] | None) -> Iterator[str]:
+    from pyproxy.dataplane.ipvs.kernel import has_own_device  # noqa: PLC0415
     from pyproxy.dataplane.ipvs.schema import TABLE  # noqa: PLC0415
     from pyproxy.dataplane.own_tables import has_table  # noqa: PLC0415
 
-    # Without the table this mode never served, and asking IPVS would load its module.
-    if serving is not None or not has_table(TABLE):
+    # Without both this mode never served, and asking IPVS would load its module.
+    if serving is not None or not (has_table(TABLE) or has_own_device()):
         return
     from pyproxy.dataplane.ipvs.dataplane import IpvsDataplane  # noqa: PLC0415
     from pyproxy.dataplane.ipvs.ruleset import Options  # noqa: PLC0415

@@ -43,9 +43,9 @@ class IpvsPlan(msgspec.Struct, frozen=True):
 
     `services` are the changed routings, `shared` is the change in each shared row's users, and
     `marks` are the ports' numbers. `held` is the kernel state that a full plan started from.
-    `reload` says that the rules of `options` must be loaded, `device` that the device must be made.
-    `node` is the node's routing if it changes, `foreign` are the virtual services of other programs
-    that a full plan has read.
+    `reload` says that the rules of `options` must be loaded, `device` that the device must be made,
+    `label` that it must get our alias. `node` is the node's routing if it changes. `foreign` are
+    the virtual services of other programs that a full plan has read.
     """
 
     delta: Delta[Any, Any]
@@ -58,10 +58,11 @@ class IpvsPlan(msgspec.Struct, frozen=True):
     node: NodeRouting | None = None
     reload: bool = False
     device: bool = False
+    label: bool = False
     foreign: frozenset[Virtual] = frozenset()
 
     def __bool__(self) -> bool:
-        return bool(self.delta or self.reload or self.device)
+        return bool(self.delta or self.reload or self.device or self.label)
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -75,6 +76,8 @@ class IpvsPlan(msgspec.Struct, frozen=True):
         """Yield a line for each row that is written."""
         if self.device:
             yield f"add device {DEVICE}"
+        if self.label:
+            yield f"label device {DEVICE}"
         if self.reload:
             yield f"load the base rules of table inet {TABLE}"
         for verb, side in (("delete", self.delta.remove), ("add", self.delta.add)):
@@ -93,7 +96,7 @@ class IpvsPlan(msgspec.Struct, frozen=True):
         for name in self.delta.remove.keys() | self.delta.add.keys():
             keys = self.delta.remove.get(name, {}).keys() | self.delta.add.get(name, {}).keys()
             counts[_KINDS.get(name, "element")] += len(keys)
-        counts |= {"ruleset": int(self.reload), "device": int(self.device)}
+        counts |= {"ruleset": int(self.reload), "device": int(self.device or self.label)}
         return {kind: count for kind, count in counts.items() if count}
 
     def netlink(self) -> Iterator[str]:

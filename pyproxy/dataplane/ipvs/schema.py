@@ -11,6 +11,8 @@ from pyproxy.netlink.ipvs import Server, Virtual
 
 TABLE = "pyproxy-ipvs"
 DEVICE = "kube-ipvs0"
+ALIAS = "pyproxy"
+"""The device's alias. kube-proxy's device has the same name and no alias."""
 
 VIRTUALS = "virtual services"
 """The table of virtual services: `Virtual` to `Scheduling`."""

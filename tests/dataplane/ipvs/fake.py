@@ -49,6 +49,7 @@ class FakeKernel:
         self.closed = False
         self.routed: set[tuple[Virtual, Backend]] = set()
         self.device = 0
+        self.labelled = False
         self.on_device: set[Address] = set()
         self.others = frozenset(others)
         self.touched = False
@@ -85,7 +86,7 @@ class FakeKernel:
         return len(self.table)
 
     def addresses(self) -> Addresses:
-        return Addresses(self.device, frozenset(self.on_device), self.others)
+        return Addresses(self.device, frozenset(self.on_device), self.others, self.labelled)
 
     def addresses_changed(self) -> bool:
         touched, self.touched = self.touched, False
@@ -95,9 +96,14 @@ class FakeKernel:
         assert not self.device
         self.before_write()
         self.device = 7
+        self.label_device()
+
+    def label_device(self) -> None:
+        self.before_write()
+        self.labelled = True
 
     def delete_device(self) -> None:
-        self.device = 0
+        self.device, self.labelled = 0, False
         self.on_device.clear()
 
     def change_addresses(

@@ -97,5 +97,6 @@ class Stage:
                 if rows
             },
             set(self.kernel.on_device),
+            self.kernel.labelled,
             self.rules.loaded,
         )

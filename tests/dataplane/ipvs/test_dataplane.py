@@ -427,6 +427,26 @@ def test_adopted_virtual_services_are_changed_in_place_or_removed(stage: Stage) 
     assert stale in stage.kernel.table
 
 
+def test_a_device_without_our_alias_is_labelled_and_adopts_nothing(stage: Stage) -> None:
+    # kube-proxy's device, and a virtual service that is not on one of its addresses.
+    add_foreign(stage)
+    stage.kernel.device, stage.kernel.on_device = 3, {HTTP.address}
+    (failure,) = stage.begin(of(taking(service(ONE))))
+    assert "another program has" in str(failure.error)
+    assert stage.kernel.labelled
+    assert stage.kernel.table[FOREIGN] == {THREE: 3}
+
+
+def test_cleanup_without_the_table_removes_what_is_on_the_device(stage: Stage) -> None:
+    add_foreign(stage)
+    assert not stage.begin(of(service(ONE), *many(3)))
+    stage.rules.delete()
+    stage.restarted()
+    stage.dataplane.cleanup()
+    assert stage.kernel.table == {FOREIGN: {THREE: 3}}
+    assert not stage.kernel.device
+
+
 def test_virtual_services_in_excluded_networks_are_left_alone(stage: Stage) -> None:
     stage.options = Options(exclude_networks=(parse_network("10.96.7.0/24"),))
     stage.restarted()

@@ -11,6 +11,7 @@ from pyproxy_lab.namespace import Namespace
 from pyproxy.dataplane.interface import Changes, Failure, NodeRouting
 from pyproxy.dataplane.ipvs.dataplane import IpvsDataplane
 from pyproxy.dataplane.ipvs.kernel import Kernel
+from pyproxy.dataplane.ipvs.mode import MODE
 from pyproxy.dataplane.ipvs.plan import IpvsPlan
 from pyproxy.dataplane.ipvs.ruleset import Options
 from pyproxy.model.address import Backend, backend, parse_address, parse_network
@@ -243,3 +244,16 @@ def test_the_table_may_be_deleted_while_no_agent_runs(node: IpvsNode) -> None:
     assert [sorted(text.splitlines()) for text in after] == [
         sorted(text.splitlines()) for text in right
     ]
+
+
+def test_cleanup_of_other_modes_finds_the_device_without_the_table(node: IpvsNode) -> None:
+    assert not node.begin(of(service(ONE), *many(3)))
+    node.sh("nft flush ruleset")
+    # kube-proxy's device has no alias.
+    node.sh("ip link set kube-ipvs0 alias ''")
+    assert node.call(lambda: list(MODE.remove_leftovers(None))) == []
+    assert len(node.table()) == 4
+    node.sh("ip link set kube-ipvs0 alias pyproxy")
+    assert len(node.call(lambda: list(MODE.remove_leftovers(None)))) == 1
+    assert node.table() == {}
+    assert "kube-ipvs0" not in node.sh("ip link")
