@@ -33,7 +33,8 @@ _NLMSGERR_ATTR_MSG = 1
 _NLMSGERR_ATTR_OFFS = 2
 
 # EBUSY: the object is still in use, often by a deleted rule that nf_tables has not freed yet.
-_TRANSIENT = {errno.EINTR, errno.EAGAIN, errno.ENOBUFS, errno.EBUSY, errno.ENOMEM}
+TRANSIENT = {errno.EINTR, errno.EAGAIN, errno.ENOBUFS, errno.EBUSY, errno.ENOMEM}
+"""Errors that may pass."""
 # IPVS reports a missing virtual service as ESRCH, and a missing real server as ENOENT.
 _OUT_OF_STEP = {errno.ENOENT, errno.EEXIST, errno.ESRCH}
 _FORBIDDEN = {errno.EPERM, errno.EACCES}
@@ -61,7 +62,7 @@ def kernel_error(number: int, doing: str) -> KernelError:
     """Translate an errno into an exception; `doing` is what failed, such as "sending 8 bytes"."""
     name = errno.errorcode.get(number, str(number))
     message = f"{name}: {doing}" if doing else name
-    if number in _TRANSIENT:
+    if number in TRANSIENT:
         return TransientKernelError(message, number)
     if number in _OUT_OF_STEP:
         return StaleStateError(message, number)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -27,6 +28,7 @@ from pyproxy.errors import (
 )
 from pyproxy.model.address import Family
 from pyproxy.model.flavour import Flavour
+from pyproxy.netlink.kernel_errors import TRANSIENT
 from pyproxy.xtables.nft_reader import NftReader
 from pyproxy.xtables.saved import CountedRule, SavedTable, parse, parse_counters
 
@@ -46,16 +48,29 @@ _LINE = re.compile(r"\b(?:line:? )(\d+)")
 # iptables-nft-save prints this in the place of a table with a rule that another program, such as
 # nft, has written and that iptables does not know. iptables-nft-restore still writes to the table.
 _INCOMPATIBLE = re.compile(r"^# Table `(.+)' is incompatible\b", re.MULTILINE)
+# "RULE_APPEND failed (Cannot allocate memory)" and, in iptables-legacy since 1.8.10, "failed: ...".
+_REASON = re.compile(r"\bfailed(?: \(|: )([^().\n]+)")
+# The same errors as of netlink; iptables-legacy has a text of its own for ENOMEM.
+_TRANSIENT = {os.strerror(number) for number in TRANSIENT} | {"Memory allocation problem"}
 # "Extension comment revision 0 not supported, missing kernel module?"
 _EXTENSION = re.compile(r"\bExtension (\w+) revision \d+ not supported")
 
 
 class RestoreError(RejectedError):
-    """iptables-restore rejected its input; `line` is the text at fault, empty if unknown."""
+    """iptables-restore rejected its input.
 
-    def __init__(self, message: str, line: str) -> None:
+    `faults` has a message for each line of the input at fault, and is empty if none is known.
+    iptables-nft-restore 1.8.9 names the first eleven lines or so that the kernel rejects. A line
+    that the program itself rejects is the only one named, because the program ends there.
+    """
+
+    def __init__(self, message: str, faults: Mapping[str, str] | None = None) -> None:
         super().__init__(message, 0)
-        self.line = line
+        self.faults = faults or {}
+
+    def of(self, line: str) -> RestoreError:
+        """Return the error for one of the lines at fault."""
+        return RestoreError(self.faults[line], {line: self.faults[line]})
 
 
 class Programs(msgspec.Struct, frozen=True):
@@ -169,7 +184,9 @@ def _save_chains(flavour: Flavour) -> Counter[str]:
 def _run(command: Sequence[str], text: str) -> str:
     try:
         # Bytes, because text mode would also end a line at a carriage return.
-        done = subprocess.run(command, input=_encode(text), capture_output=True, check=False)
+        done = subprocess.run(
+            command, input=_encode(text), capture_output=True, check=False, env=_environment()
+        )
     except FileNotFoundError as error:
         raise _missing(command[0]) from error
     except OSError as error:
@@ -185,17 +202,31 @@ def _run(command: Sequence[str], text: str) -> str:
     if "ermission denied" in words or "not permitted" in words:
         raise PermissionKernelError(f"{words}: it needs CAP_NET_ADMIN and CAP_NET_RAW", 0)
     # iptables-nft-restore exits with 4 for a rule that the kernel refused, too, and names the line.
-    if done.returncode == _RESOURCE_PROBLEM and "line" not in words:
+    by_name = not _TRANSIENT.isdisjoint(_REASON.findall(message))
+    if by_name or (done.returncode == _RESOURCE_PROBLEM and "line" not in words):
         raise TransientKernelError(words, 0)
-    found = _LINE.search(message)
-    number = int(found.group(1)) if found else 0
-    line = "" if number == 0 else text.split("\n", number)[number - 1]
-    raise RestoreError(f"{words} {line}".strip(), line)
+    faults = _faults(message, text.split("\n"), f"{command[0]}: {lacks}")
+    raise RestoreError(next(iter(faults.values())) if len(faults) == 1 else words, faults)
+
+
+def _faults(message: str, lines: Sequence[str], prefix: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for words in message.split("\n"):
+        for number in map(int, _LINE.findall(words)):
+            if 0 < number <= len(lines):
+                line = lines[number - 1]
+                found.setdefault(line, f"{prefix}{words.strip()[:500]} {line}".strip())
+    return found
 
 
 # Comments of other programs' rules may be any bytes, and a removal writes them back.
 def _encode(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
+
+
+def _environment() -> dict[str, str]:
+    # The messages of the C library are compared, and must not be in the node's language.
+    return os.environ | {"LC_ALL": "C"}
 
 
 def _decode(output: bytes) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pyproxy_lab.namespace import Namespace
 
-from pyproxy.errors import UsageError
+from pyproxy.errors import TransientKernelError, UsageError
 from pyproxy.model.address import Family
 from pyproxy.model.flavour import Flavour
 from pyproxy.xtables.programs import Programs, RestoreError, detect_flavour
@@ -44,7 +44,7 @@ def test_a_rejected_line_is_named(namespace: Namespace, flavour: Flavour) -> Non
     lines = ["*nat", "-A PREROUTING -d fd98::1 -j ACCEPT", "COMMIT"]
     with pytest.raises(RestoreError, match="fd98::1") as raised:
         namespace.call(lambda: programs.restore(lines))
-    assert raised.value.line == lines[1]
+    assert list(raised.value.faults) == [lines[1]]
 
 
 def test_a_comment_that_is_not_utf8_is_read_and_written_back(
@@ -107,5 +107,53 @@ def test_modules_that_the_kernel_cannot_load_are_named(
     script.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     wanted = f"cannot load {prefix}_comment, {prefix}_conntrack: load them on the node"
-    with pytest.raises(RestoreError, match=wanted):
+    with pytest.raises(RestoreError, match=wanted) as raised:
         programs.restore(["*filter", "-A INPUT -m comment --comment x", "COMMIT"])
+    (line,) = raised.value.faults
+    assert wanted in str(raised.value.of(line))
+
+
+def test_all_lines_that_the_kernel_rejects_are_named(namespace: Namespace) -> None:
+    programs = Programs(Family.IPV4, Flavour.NFT)
+    bad = [f"-A INPUT -s 192.0.2.{each} -m nfacct --nfacct-name none -j DROP" for each in (1, 2, 3)]
+    lines = ["*filter", bad[0], "-A INPUT -j DROP", *bad[1:], "COMMIT"]
+    with pytest.raises(RestoreError) as raised:
+        namespace.call(lambda: programs.restore(lines))
+    assert list(raised.value.faults) == bad
+    for line in bad:
+        assert str(raised.value.of(line)).endswith(line)
+
+
+@pytest.mark.parametrize(
+    ("message", "status", "kind"),
+    [
+        ("line 2: RULE_APPEND failed (Cannot allocate memory): rule in chain INPUT", 4, None),
+        ("line 2: CHAIN_DEL failed (Device or resource busy): chain KUBE-X", 4, None),
+        ("line 3: COMMIT failed (No buffer space available): table filter", 4, None),
+        ("line 3: COMMIT failed (Resource temporarily unavailable): table filter", 4, None),
+        ("line 3: COMMIT failed (Interrupted system call): table filter", 4, None),
+        ("iptables-restore: line 3 failed: Memory allocation problem.", 1, None),
+        ("Another app is currently holding the xtables lock.", 4, None),
+        ("line 2: RULE_APPEND failed (No such file or directory): rule in chain INPUT", 4, 2),
+        ("line 2: RULE_APPEND failed (Invalid argument): rule in chain INPUT", 4, 2),
+        ("iptables-restore: line 3 failed: Invalid argument.", 1, 3),
+        ("iptables-restore: line 3 failed", 1, 3),
+        ("Error occurred at line: 2", 2, 2),
+    ],
+)
+def test_errors_that_pass_reject_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: str, status: int, kind: int | None
+) -> None:
+    programs = Programs(Family.IPV4, Flavour.NFT)
+    script = tmp_path / f"{programs}-restore"
+    script.write_text(f"#!/bin/sh\necho '{message}' >&2\nexit {status}\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    lines = ["*filter", "-A INPUT -j ACCEPT", "COMMIT"]
+    if kind is None:
+        with pytest.raises(TransientKernelError):
+            programs.restore(lines)
+    else:
+        with pytest.raises(RestoreError) as raised:
+            programs.restore(lines)
+        assert list(raised.value.faults) == [lines[kind - 1]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from pyproxy.dataplane.committed_state import CommittedState
@@ -26,6 +27,21 @@ from pyproxy.xtables.saved import EMPTY, SavedTable
 Tables = dict[str, dict[str, tuple[Rule, ...]]]
 Saved = Mapping[Family, Mapping[str, SavedTable]]
 """The read-back of each family, by table."""
+
+
+# An nfacct object, too, may be what the kernel rejects. Other targets are chains.
+_EXTENSION = re.compile(r"-m (?:nfacct --nfacct-name +)?(\S+)|-j ([A-Z]+)(?: |$)")
+
+
+def _leaves(part: Part) -> Iterator[Rule]:
+    for leaves in (part.served, part.refused, part.node_served, part.node_refused):
+        yield from leaves.values()
+
+
+def _rules(part: Part) -> Iterator[Rule]:
+    for chains in (part.nat, part.filter):
+        for rules in chains.values():
+            yield from rules
 
 
 class CommittedTables(CommittedState[Family]):
@@ -128,27 +144,46 @@ class CommittedTables(CommittedState[Family]):
                     changes[family, table] = change
         return IptablesPlan(changes, desired, trees, node, full=True, rules=rules)
 
-    def find_owner(
-        self, routings: Iterable[ServiceRouting], node: NodeRouting, line: str
-    ) -> ObjectName | None:
-        """Return the Service that a line of iptables-restore's input belongs to."""
-        word, _, rest = line.partition(" ")
-        chain, _, text = rest.partition(" ")
-        if word != "-A":
-            return None
+    def find_owners(
+        self, routings: Iterable[ServiceRouting], node: NodeRouting, lines: Iterable[str]
+    ) -> dict[ObjectName, str]:
+        """Return the Services that lines of iptables-restore's input belong to, each with a line.
+
+        Lines of the base rules belong to none.
+        """
+        of_chains: dict[str, str] = {}
+        of_texts: dict[str, str] = {}
+        for line in lines:
+            word, _, rest = line.partition(" ")
+            if word == "-A":
+                chain, _, text = rest.partition(" ")
+                of_chains[chain] = of_texts[text] = line
+        found: dict[ObjectName, str] = {}
+        if not of_chains:
+            return found
         for routing in routings:
-            for family in self._families:
-                part = compile_service(routing, family, self._view(family, node))
+            for part in self._parts(routing, node):
                 # A leaf is in a chain of the tree, whose name identifies no Service.
-                leaves = (
-                    *part.served.values(),
-                    *part.refused.values(),
-                    *part.node_served.values(),
-                    *part.node_refused.values(),
-                )
-                if chain in part.nat or chain in part.filter or any(r.text == text for r in leaves):
-                    return routing.name
-        return None
+                at_fault = [
+                    of_chains[each] for each in (*part.nat, *part.filter) if each in of_chains
+                ]
+                at_fault += [of_texts[r.text] for r in _leaves(part) if r.text in of_texts]
+                if at_fault:
+                    found.setdefault(routing.name, at_fault[0])
+        return found
+
+    def extensions(self, routing: ServiceRouting, node: NodeRouting) -> frozenset[str]:
+        """Return the matches and targets in the rules of a Service, by family."""
+        return frozenset(
+            f"{family.label} {name}"
+            for family, part in zip(self._families, self._parts(routing, node), strict=True)
+            for rule in (*_rules(part), *_leaves(part))
+            for name in map("".join, _EXTENSION.findall(rule.text))
+        )
+
+    def _parts(self, routing: ServiceRouting, node: NodeRouting) -> Iterator[Part]:
+        for family in self._families:
+            yield compile_service(routing, family, self._view(family, node))
 
     def remember_plan(self, plan: IptablesPlan) -> None:
         """Record a plan that was committed."""

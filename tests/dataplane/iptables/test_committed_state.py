@@ -70,14 +70,18 @@ def test_the_owner_of_a_rejected_line_is_found() -> None:
     routings = [numbered(each) for each in range(3)]
     tables, committed = start(routings, NODE)
     service = next(chain for chain in tables["nat"] if chain.startswith("KUBE-SVC-"))
-    owner = committed.find_owner(routings, NODE, f"-A {service} -j DROP")
+    line = f"-A {service} -j DROP"
+    ((owner, named),) = committed.find_owners(routings, NODE, [line]).items()
     assert owner in {each.name for each in routings}
-    assert committed.find_owner(routings, NODE, "-A KUBE-SERVICES -j DROP") is None
-    assert committed.find_owner(routings, NODE, "COMMIT") is None
-    leaf = next(
-        rule.text
+    assert named == line
+    assert not committed.find_owners(routings, NODE, ["-A KUBE-SERVICES -j DROP", "COMMIT"])
+    leaves = [
+        f"-A KUBE-SERVICES {rule.text}"
         for chain, rules in tables["nat"].items()
         for rule in rules
-        if chain.startswith(("KUBE-IP-", "KUBE-SERVICES")) and service in rule.text
-    )
-    assert committed.find_owner(routings, NODE, f"-A KUBE-SERVICES {leaf}") == owner
+        if chain.startswith(("KUBE-IP-", "KUBE-SERVICES")) and "--comment" in rule.text
+    ]
+    (leaf,) = (each for each in leaves if service in each)
+    assert committed.find_owners(routings, NODE, [leaf]) == {owner: leaf}
+    found = committed.find_owners(routings, NODE, leaves)
+    assert found.keys() == {each.name for each in routings}

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import re
 import threading
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import msgspec
@@ -19,7 +20,8 @@ from pyproxy_lab.namespace import Namespace
 from pyproxy.dataplane.interface import Changes, NodeRouting
 from pyproxy.dataplane.iptables.base_rules import TABLES, IptablesOptions
 from pyproxy.dataplane.iptables.dataplane import IptablesDataplane
-from pyproxy.errors import RejectedError, StaleStateError
+from pyproxy.dataplane.iptables.nft_writer import NftWriter
+from pyproxy.errors import RejectedError, StaleStateError, TransientKernelError
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import Address, Family, Port, parse_address
 from pyproxy.model.flavour import Flavour
@@ -29,6 +31,7 @@ from pyproxy.netlink.kernel_errors import MessageError
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.policy.routing import Frontend, Scope, ServiceRouting, Use
 from pyproxy.xtables import kube_names
+from pyproxy.xtables.programs import Programs, RestoreError
 from pyproxy.xtables.saved import HOOKS
 from tests.dataplane.iptables.programming import NODE, desired, held, program, programming, run
 from tests.dataplane.nftables.scenes import Scene, scenes
@@ -197,6 +200,24 @@ def test_a_rejected_service_is_left_out_and_the_rest_is_programmed(
         assert held(namespace, flavour) == desired(left, NODE, Family.IPV4)
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_a_frontend_that_left_a_rejected_service_is_its_new_owners(
+    namespace: Namespace, flavour: Flavour, first: bool
+) -> None:
+    before, bad = also_at(numbered(1), "192.0.2.1"), invalid(numbered(1))
+    other, owner = numbered(2), also_at(numbered(2), "192.0.2.1")
+    with programming(namespace, flavour) as dataplane:
+        program(namespace, dataplane, [before, other])
+        wanted = [bad, owner] if first else [owner, bad]
+        plan = namespace.call(lambda: dataplane.plan_full(wanted, NODE))
+        (failure,) = namespace.call(lambda: dataplane.commit(plan))
+        assert failure.name == bad.name
+        assert held(namespace, flavour) == desired([numbered(1), owner], NODE, Family.IPV4)
+        gone = dataplane.plan(Changes({bad.name: None}))
+        assert namespace.call(lambda: dataplane.commit(gone)) == ()
+        assert held(namespace, flavour) == desired([owner], NODE, Family.IPV4)
+
+
 def test_a_service_whose_programmed_state_is_rejected_too_does_not_hold_up_the_rest(
     namespace: Namespace, flavour: Flavour, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,3 +353,103 @@ def test_an_error_that_passes_leaves_counters_out_for_a_while(
         program(namespace, dataplane, [numbered(1)])
         assert with_counters(namespace, flavour)
         assert not program(namespace, dataplane, [numbered(1)])
+
+
+@pytest.mark.parametrize(
+    ("count", "flavour", "most"),
+    [
+        (10, Flavour.NFT, 4),
+        (64, Flavour.NFT, 40),
+        (10, Flavour.LEGACY, 40),
+        (64, Flavour.LEGACY, 40),
+    ],
+)
+def test_many_rejected_services_take_few_writes(
+    namespace: Namespace, count: int, flavour: Flavour, most: int
+) -> None:
+    """iptables-nft-restore names about eleven lines at fault, and iptables-legacy-restore none."""
+    options = IptablesOptions(counters=frozenset({kube_names.LOCALHOST_ACCEPTED}))
+    routings = [numbered(each) for each in range(60)]
+    bad = [at_node_port(numbered(1_000 + each), 30_000 + each) for each in range(count)]
+    with programming(namespace, flavour, options) as dataplane:
+        plan = namespace.call(lambda: dataplane.plan_full([*routings, *bad], NODE))
+        failures = namespace.call(lambda: dataplane.commit(plan))
+        assert {failure.name for failure in failures} == {each.name for each in bad}
+        assert held(namespace, flavour) == desired(routings, NODE, Family.IPV4)
+        assert dataplane._restores <= most
+
+
+def test_accepted_services_among_rejected_ones_that_use_the_same_extensions_are_written(
+    namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    routings = [numbered(each) for each in range(40)]
+    changed = [numbered(each, 5) for each in range(40)]
+    bad = {changed[each].name for each in (3, 11, 12, 24, 30, 39)}
+    restore = Programs.restore
+    texts = {chain for each in bad for chain in chains_of(routings, each)}
+
+    def failing(self: Programs, lines: Sequence[str]) -> int:
+        if any(line.split()[1] in texts and "0.20" in line for line in lines if line[:2] == "-A"):
+            raise RestoreError("iptables-restore: line 9 failed")
+        return restore(self, lines)
+
+    with programming(namespace, Flavour.LEGACY) as dataplane:
+        program(namespace, dataplane, routings)
+        monkeypatch.setattr(Programs, "restore", failing)
+        plan = namespace.call(lambda: dataplane.plan_full(changed, NODE))
+        failures = namespace.call(lambda: dataplane.commit(plan))
+        assert {failure.name for failure in failures} == bad
+        left = [old if old.name in bad else new for old, new in zip(routings, changed, strict=True)]
+        assert held(namespace, Flavour.LEGACY) == desired(left, NODE, Family.IPV4)
+
+
+def chains_of(routings: Sequence[ServiceRouting], name: ObjectName) -> Iterator[str]:
+    """Yield the chains of one Service alone."""
+    one = [each for each in routings if each.name == name]
+    for table, chain in desired(one, NODE, Family.IPV4):
+        if table == "nat" and chain.startswith(kube_names.SERVICE):
+            yield chain
+
+
+def test_a_write_whose_error_passes_is_repeated_before_services_are_left_out(
+    namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """iptables-legacy-restore 1.8.9 gives no reason for an error of the kernel."""
+    routings = [numbered(each) for each in range(8)]
+    restore, failed = Programs.restore, list[int]()
+
+    def failing(self: Programs, lines: Sequence[str]) -> int:
+        if not failed:
+            failed.append(len(lines))
+            raise RestoreError("iptables-restore: line 9 failed")
+        return restore(self, lines)
+
+    with programming(namespace, Flavour.LEGACY) as dataplane:
+        monkeypatch.setattr(Programs, "restore", failing)
+        program(namespace, dataplane, routings)
+        assert failed
+        # The write that fails, and one for each family.
+        assert dataplane._restores == 3
+        assert held(namespace, Flavour.LEGACY) == desired(routings, NODE, Family.IPV4)
+
+
+def test_no_program_repeats_a_write_over_netlink_that_may_succeed_later(
+    namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    routings = [numbered(each) for each in range(8)]
+
+    def busy(*_: object) -> None:
+        raise TransientKernelError("as if memory were short", errno.ENOMEM)
+
+    with programming(namespace, Flavour.NFT) as dataplane:
+        program(namespace, dataplane, routings)
+        routings[3] = numbered(3, 5)
+        plan = dataplane.plan(Changes({routings[3].name: routings[3]}))
+        before = dataplane._restores
+        with monkeypatch.context() as failing:
+            failing.setattr(NftWriter, "write", busy)
+            with pytest.raises(TransientKernelError):
+                namespace.call(lambda: dataplane.commit(plan))
+        assert dataplane._restores == before
+        program(namespace, dataplane, routings)
+        assert held(namespace, Flavour.NFT) == desired(routings, NODE, Family.IPV4)
