@@ -15,7 +15,7 @@ import msgspec
 import pytest
 from pyproxy_lab.modes import LabMode
 from pyproxy_lab.namespace import LabError
-from pyproxy_lab.probe import probe
+from pyproxy_lab.probe import Outcome, probe
 
 from pyproxy.model.destination import parse_destination
 from tests.agent.live import endpoint_slice, service
@@ -38,6 +38,7 @@ OF_NODE = f"{NAMESPACE}/host"
 POD, NODE, HOST = "a pod on this node", "this node", "another host"
 ALL = f"{A1}:8080, {A2}:8080, {B1}:8080 and 1 more"
 ESTABLISHED = "FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
+LATER = "FORWARD -i cbr0 -o eth0 -m conntrack --ctstate ESTABLISHED -j DROP"
 BY_PORTS = "FORWARD -p tcp -m multiport --dports 8000:8100 -m comment --comment x -j REJECT"
 BOTH_B = f"{B1}:8080, {B2}:8080"
 
@@ -194,6 +195,59 @@ FAULTS: dict[str, Fault] = {
         'iifname "eth0" tcp sport 8080 drop',
         f"drops the replies of {BOTH_B} to",
         priority="raw",
+    ),
+    "later packets": dropped(
+        "forward",
+        'iifname "cbr0" oifname "eth0" ct state established drop',
+        f"drops later packets of a connection from {POD} to {BOTH_B}",
+    ),
+    "later packets of the node": dropped(
+        "output",
+        "ct state established tcp dport 8080 drop",
+        f"drops later packets of a connection from {NODE} to {ALL}",
+        client=SITE,
+    ),
+    "later packets to the node": dropped(
+        "input",
+        "ct state established tcp dport 9090 drop",
+        f"drops later packets of a connection from {POD} to 172.30.0.11:9090",
+        target=OF_NODE,
+    ),
+    "the first packet accepted alone": Fault(
+        "the policy of chain c in table inet other drops later packets of a connection from "
+        f"{POD} to {BOTH_B}",
+        table(
+            chain(
+                "forward",
+                "tcp flags & (syn|ack) == syn accept\noifname cbr0 accept",
+                policy="drop",
+            )
+        ),
+    ),
+    "later packets, legacy": legacy(
+        "rule 1 of chain FORWARD in table iptables-legacy filter drops later packets of a "
+        f"connection from {POD} to {BOTH_B}",
+        [f"iptables-legacy -I {LATER}"],
+        [f"iptables-legacy -D {LATER}"],
+    ),
+    "postrouting, by the input device": dropped(
+        "postrouting",
+        'iifname "cbr0" oifname "eth0" drop',
+        f"drops packets from {POD} to {BOTH_B}",
+        priority="mangle",
+    ),
+    "a base chain in the table of settings": legacy(
+        f"the policy of chain zz in table inet pyproxy-node drops packets from {POD} to {ALL}",
+        [
+            "nft add table inet pyproxy-node",
+            "nft add chain inet pyproxy-node zz { type filter hook forward priority 0 ; "
+            "policy drop ; }",
+        ],
+        ["nft delete chain inet pyproxy-node zz"],
+    ),
+    "a table of another mode": Fault(
+        f"the policy of chain c in table inet pyproxy-ipvs drops packets from {POD} to {ALL}",
+        table(chain("forward", "", policy="drop"), name="pyproxy-ipvs"),
     ),
     "bridge": Fault(
         f"of chain c in table bridge other drops packets from {POD} to {ADDRESS}:80",
@@ -531,6 +585,34 @@ UNDECIDED: dict[str, Fault] = {
     ),
 }
 
+PASSING: dict[str, Fault] = {
+    "a table of ARP": Fault(
+        "",
+        table(
+            "chain c {\ntype filter hook input priority 0; policy drop;\n"
+            "arp operation { 1, 2 } accept\n}",
+            "arp",
+        ),
+    ),
+    "postrouting, of other input devices": dropped(
+        "postrouting",
+        f'oifname "eth0" ip saddr {A1} iifname != "cbr0" drop',
+        "",
+        priority="mangle",
+        source=A1,
+    ),
+    "later packets accepted": Fault(
+        "",
+        table(
+            chain(
+                "forward",
+                "ct state vmap { established : accept, new : accept }",
+                policy="drop",
+            )
+        ),
+    ),
+}
+
 
 @pytest.fixture(scope="module")
 def web(mode: LabMode) -> Iterator[InspectedNode]:
@@ -610,18 +692,38 @@ def test_what_cannot_be_decided_is_no_fault(web: InspectedNode, fault: Fault) ->
         assert fault.words in said
 
 
+@pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
+def test_a_rule_that_stops_no_packet_passes(web: InspectedNode, fault: Fault) -> None:
+    with planted(web, fault):
+        found, said = firewalls(explained(web, fault.target, fault.source))
+        assert found == "ok", said
+
+
+@pytest.mark.packets
+@pytest.mark.modes("nftables")
+@pytest.mark.parametrize("name", PASSING)
+def test_such_a_rule_breaks_no_connection(web: InspectedNode, name: str) -> None:
+    outcome = connected(web, PASSING[name])
+    assert not outcome.dropped, outcome
+    assert not outcome.refused, outcome
+
+
 @pytest.mark.packets
 @pytest.mark.modes("nftables")
 @pytest.mark.parametrize("name", [name for name, each in FAULTS.items() if each.client])
 def test_such_a_rule_breaks_connections(web: InspectedNode, name: str) -> None:
-    fault = FAULTS[name]
+    outcome = connected(web, FAULTS[name])
+    assert outcome.dropped or outcome.refused
+
+
+def connected(web: InspectedNode, fault: Fault) -> Outcome:
+    """Connect from the client of a fault while it is planted."""
     addresses = {TARGET: ADDRESS, OF_NODE: HOST_ADDRESS, f"{NAMESPACE}/six": f"[{ADDRESS6}]"}
     address = addresses.get(fault.target)
     target = parse_destination(f"{address}:80" if address else fault.target)
     client = web.cluster.network.namespace(fault.client)
     with planted(web, fault):
-        outcome = client.call(partial(probe, target, tries=ENOUGH, timeout=0.1, at_once=ENOUGH))
-        assert outcome.dropped or outcome.refused
+        return client.call(partial(probe, target, tries=ENOUGH, timeout=0.1, at_once=ENOUGH))
 
 
 def test_a_network_policy_that_accepts_pods_passes(web: InspectedNode) -> None:

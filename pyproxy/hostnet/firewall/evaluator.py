@@ -16,7 +16,7 @@ from pyproxy.hostnet.firewall.changes import without_mark
 from pyproxy.hostnet.firewall.hook_packet import HookPacket
 from pyproxy.hostnet.firewall.verdicts import Action, Chain, Chains, Effect, Rule, Verdict
 
-MOST_RULES = 30_000
+MOST_RULES = 45_000
 """Rules that are evaluated for all packets of an explanation."""
 
 _MOST_DOUBTFUL = 20

@@ -7,7 +7,7 @@ of their priorities. pyproxy's own tables and chains are left out.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import closing
 from pathlib import Path
 
@@ -27,9 +27,9 @@ from pyproxy.hostnet.firewall.hook_packet import Hook, HookPacket, Host
 from pyproxy.hostnet.firewall.ipsets import IpSets
 from pyproxy.hostnet.firewall.legacy_tables import LegacyTable, read_legacy_tables
 from pyproxy.hostnet.firewall.nft_tables import NFPROTO_BRIDGE, BaseChain, NftTables
-from pyproxy.hostnet.firewall.own_chains import OwnChains, is_own_table
+from pyproxy.hostnet.firewall.own_chains import OwnChains, is_own
 from pyproxy.hostnet.firewall.verdicts import Action, Chain, Chains
-from pyproxy.hostnet.firewall.ways import TRANSLATION, Stage, way, way_back
+from pyproxy.hostnet.firewall.ways import TRANSLATION, Stage, way, way_back, way_on
 from pyproxy.hostnet.not_read import NotRead
 from pyproxy.hostnet.packet import MarkedPacket, PacketPath, ServicePaths
 from pyproxy.model.address import Address, Family, Mark, family_of
@@ -45,7 +45,8 @@ _ROUTED = (Hook.INPUT, Hook.FORWARD, Hook.POSTROUTING)
 class Stopped(msgspec.Struct, frozen=True):
     """A finding on a path: of its first packet, before or after translation, or of the reply.
 
-    `related` are the chains that the base chain led the packet to.
+    `related` are the chains that the base chain led the packet to. `is_later` is true if only
+    later packets of the client meet it, such as the ACK of TCP's handshake.
     """
 
     finding: Finding
@@ -53,6 +54,13 @@ class Stopped(msgspec.Struct, frozen=True):
     is_translated: bool
     path: PacketPath
     related: tuple[str, ...] = ()
+    is_later: bool = False
+
+    @property
+    def rule(self) -> tuple[Action, str, str, str]:
+        """The verdict, and the table, chain and place of its rule."""
+        found = self.finding
+        return found.action, found.table, found.chain, found.place
 
 
 class FirewallFacts(msgspec.Struct, frozen=True):
@@ -127,13 +135,13 @@ class _Reader:
 
     def read(self, paths: ServicePaths) -> FirewallFacts | NotRead:
         """Evaluate all paths."""
+        if paths.owns_ipvs:
+            return NotRead("the packets of ipvs mode take another way through the hooks")
         bases, complete = self._tables.base_chains()
         if not complete:
             self._unread.append("the tables of nf_tables have too many base chains")
-        if any(base.table == "pyproxy-ipvs" for base in bases):
-            return NotRead("the packets of ipvs mode take another way through the hooks")
-        self._chains = [self._registered(base) for base in bases if not is_own_table(base)]
-        own_nat = [b.priority for b in bases if is_own_table(b) and b.kind == "nat"]
+        self._chains = [self._registered(base) for base in bases if not is_own(base)]
+        own_nat = [b.priority for b in bases if is_own(b) and b.kind == "nat"]
         self._own_nat = min(own_nat, default=TRANSLATION)
         self._shared_nat = frozenset() if own_nat else _NAT_TABLES
         for family in paths.families:
@@ -143,7 +151,7 @@ class _Reader:
             except (KernelError, OSError) as error:
                 self._unread.append(f"legacy tables of {family.label}: {error}")
         self._chains.sort(key=lambda each: each.priority)
-        found = [stopped for path in paths.paths for stopped in self._path(path)]
+        found = list(self._all(paths.paths))
         met = [self._chains[index] for index in sorted(self._met)]
         return FirewallFacts(
             findings=tuple(found[:MOST_FINDINGS]),
@@ -181,35 +189,67 @@ class _Reader:
                 table.family,
             )
 
-    def _path(self, path: PacketPath) -> Iterator[Stopped]:
+    def _all(self, paths: Sequence[PacketPath]) -> Iterator[Stopped]:
+        found, passed = [], []
+        for path in paths:
+            stopped, mark = self._first(path)
+            found += stopped
+            if mark is not None:
+                known = {(each.rule, each.finding.certainty) for each in stopped}
+                passed.append((path, mark, known))
+        yield from found
+        # Behind the others, because the rules that are evaluated are limited.
+        for path, mark, known in passed:
+            yield from self._later(path, mark, known)
+
+    def _first(self, path: PacketPath) -> tuple[list[Stopped], Bits | None]:
+        """Evaluate the first packet and its reply.
+
+        Return the findings, and the connection's mark, None if the packets certainly end.
+        """
         own = self._own_address(path)
-        marks = Marks(number(0), number(0))
-        routed = False
-        for stage in way(path, self._host, own):
+        found, mark = self._walk(way(path, self._host, own), path, number(0))
+        if mark is None:
+            return found, None
+        replies, mark = self._walk(way_back(path, self._host, own, mark), path, mark)
+        return found + replies, mark
+
+    def _later(
+        self, path: PacketPath, mark: Bits, known: Set[tuple[object, Certainty]]
+    ) -> Iterator[Stopped]:
+        """Yield the findings of a later packet that the first one or its reply do not have."""
+        rules = {rule for rule, _ in known}
+        stages = way_on(path, self._host, self._own_address(path), mark)
+        for each in self._walk(stages, path, mark)[0]:
+            certainty = each.finding.certainty
+            if each.rule in rules and certainty is not Certainty.CERTAIN:
+                continue
+            if (each.rule, certainty) not in known:
+                yield msgspec.structs.replace(each, is_later=True)
+
+    def _walk(
+        self, stages: Iterator[Stage], path: PacketPath, mark: Bits
+    ) -> tuple[list[Stopped], Bits | None]:
+        marks, found, routed = Marks(number(0), mark), list[Stopped](), False
+        for stage in stages:
             routed = routed or self._routed(stage, path, marks)
             marks, stopped, ended = self._stage(stage, path, marks)
-            yield from stopped
+            found += stopped
             if ended:
-                return
-        marks = Marks(number(0), marks.connection)
-        routed = False
-        for stage in way_back(path, self._host, own, marks.connection):
-            routed = routed or self._routed(stage, path, marks)
-            marks, stopped, ended = self._stage(stage, path, marks)
-            yield from stopped
-            if ended:
-                return
+                return found, None
+        return found, marks.connection
 
     def _routed(self, stage: Stage, path: PacketPath, marks: Marks) -> bool:
         """Note the mark of a packet that the kernel has just routed; return whether it has."""
         packet = stage.packet
         if stage.bridge or packet.hook not in _ROUTED:
             return False
-        own = Mark(0) if packet.is_reply else path.leaving.mark
+        own = path.leaving.mark if packet.is_first and not packet.is_reply else Mark(0)
         mark = marks.put_on(packet, path.leaving.mark).mark
         found = Mark(int.from_bytes(mark.data(), "little"))
-        if mark.complete and found != own:
-            self._marked.append(MarkedPacket(path, found, packet.is_reply))
+        marked = MarkedPacket(path, found, packet.is_reply)
+        if mark.complete and found != own and marked not in self._marked:
+            self._marked.append(marked)
         return True
 
     def _own_address(self, path: PacketPath) -> Address | None:
@@ -270,7 +310,8 @@ class _Reader:
         if chain.kind == "nat" and packet.hook in (Hook.PREROUTING, Hook.OUTPUT):
             # nat chains run at the priority of nat, in the order of their own priorities.
             return stage.translates and chain.priority <= self._own_nat
-        if stage.translates or (chain.kind == "nat" and packet.is_reply):
+        is_new = packet.is_first and not packet.is_reply
+        if stage.translates or (chain.kind == "nat" and not is_new):
             return False
         return stage.low <= chain.priority < stage.high
 

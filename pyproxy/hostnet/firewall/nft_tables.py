@@ -123,7 +123,10 @@ class NftTables:
         found = []
         for family, reply in replies:
             chain = _base_chain(family, attribute_map(reply))
-            if chain is not None and (family, chain.table) not in dormant:
+            # Chains of ARP (3) have hooks with the same numbers.
+            if family not in FAMILY_NAMES or chain is None:
+                continue
+            if (family, chain.table) not in dormant:
                 found.append(chain)
         return found[:MOST_BASE_CHAINS], complete and len(found) <= MOST_BASE_CHAINS
 

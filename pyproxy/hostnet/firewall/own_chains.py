@@ -8,7 +8,12 @@ from pyproxy.hostnet.firewall.verdicts import ACCEPT, Chain, Chains, Effect
 from pyproxy.netlink.nfnetlink import NFPROTO_INET
 from pyproxy.xtables import kube_names
 
-_TABLES = {"pyproxy", "pyproxy-ipvs", "pyproxy-node"}
+_TABLE = "pyproxy"
+"""In ipvs mode, which has another table, nothing is evaluated."""
+
+_SHIELD = ("pyproxy-node", "loopback-shield")
+"""The only base chain of the table of settings, which iptables mode has."""
+
 # Chains for Services and frontends: large, and checked by the steps before.
 _LEFT_OUT = {
     kube_names.SERVICES,
@@ -20,9 +25,10 @@ _LEFT_OUT = {
 }
 
 
-def is_own_table(base: BaseChain) -> bool:
-    """Return whether a base chain is in one of pyproxy's own tables."""
-    return base.family == NFPROTO_INET and base.table in _TABLES
+def is_own(base: BaseChain) -> bool:
+    """Return whether a base chain is pyproxy's own."""
+    own = base.table == _TABLE or (base.table, base.name) == _SHIELD
+    return base.family == NFPROTO_INET and own
 
 
 class _Translated:

@@ -66,6 +66,11 @@ def way_back(path: PacketPath, host: Host, own: Address | None, mark: Bits) -> I
     yield from _Way(path, host, own).back(mark)
 
 
+def way_on(path: PacketPath, host: Host, own: Address | None, mark: Bits) -> Iterator[Stage]:
+    """Yield the stages of a later packet of the client; `mark` is the connection's mark."""
+    yield from _Way(path, host, own).on(mark)
+
+
 class _Way:
     def __init__(self, path: PacketPath, host: Host, own: Address | None) -> None:
         arriving, leaving = path.arriving, path.leaving
@@ -138,6 +143,16 @@ class _Way:
         yield Stage(forward, is_translated=True)
         yield from self._out_of_node(replace(after, out_interface=self._out))
 
+    def on(self, mark: Bits) -> Iterator[Stage]:
+        entry = replace(self._reply_entry(mark), is_reply=False)
+        for stage in self.there():
+            # The kernel translates by the entry, without nat chains, which set pyproxy's mark too.
+            if not stage.translates:
+                connection = entry if stage.packet.connection else None
+                packet = replace(stage.packet, is_first=False, connection=connection)
+                packet = replace(packet, mark=number(0), own_mark=0)
+                yield replace(stage, packet=packet)
+
     def back(self, mark: Bits) -> Iterator[Stage]:
         entry = self._reply_entry(mark)
         leaving = self._path.leaving
@@ -202,7 +217,9 @@ class _Way:
         return called and bool(self._in) and self._in == self._out
 
     def _out_of_node(self, packet: HookPacket) -> Iterator[Stage]:
-        out = replace(packet, hook=Hook.POSTROUTING, in_interface="")
+        # Since Linux 5.7 postrouting has the input device too, but not from a bridge.
+        into = "" if self._is_bridged(packet) else packet.in_interface
+        out = replace(packet, hook=Hook.POSTROUTING, in_interface=into)
         yield Stage(out, high=MASQUERADE, is_translated=True)
         out = replace(out, own_mark=0)
         if not packet.is_reply and self._masked:
@@ -219,7 +236,7 @@ class _Way:
         hook = Hook.FORWARD if self._is_bridged(out) and not out.from_process else Hook.OUTPUT
         yield _bridge(out, hook, True)
         yield _bridge(out, Hook.POSTROUTING, True)
-        yield Stage(replace(out, hook=Hook.EGRESS), is_translated=True)
+        yield Stage(replace(out, hook=Hook.EGRESS, in_interface=""), is_translated=True)
 
 
 def _bridge(

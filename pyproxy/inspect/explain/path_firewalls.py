@@ -13,12 +13,12 @@ from pyproxy.hostnet.firewall.owners import UNKNOWN, Owner, owner_of
 from pyproxy.hostnet.firewall.verdicts import Action
 from pyproxy.hostnet.not_read import NotRead
 from pyproxy.inspect.explain.findings import Finding, doubt, merged
-from pyproxy.inspect.explain.path_offload import offload
+from pyproxy.inspect.explain.path_offload import may_be_offloaded, offload
 from pyproxy.inspect.explain.path_transforms import transforms
 from pyproxy.inspect.explain.step import Result, Step, not_checked
 from pyproxy.inspect.facts import Facts
 from pyproxy.inspect.humanize import count, listed
-from pyproxy.model.address import backend_text
+from pyproxy.model.address import Protocol, backend_text
 
 NAME = "firewalls"
 
@@ -39,7 +39,9 @@ def firewalls(facts: Facts) -> Step:
     if isinstance(part, NotRead):
         return not_checked(NAME, part)
     others = transforms(facts.path.transforms, facts.path.paths.paths)
-    findings = [*map(_finding, part.findings), *_unread(part), *others, *offload(facts, part)]
+    fast = may_be_offloaded(facts)
+    found = (_finding(each, fast) for each in part.findings)
+    findings = [*found, *_unread(part), *others, *offload(facts, part)]
     return merged(NAME, findings, f"{facts.path.paths}: {_passed(part)}")
 
 
@@ -56,7 +58,7 @@ def _unread(part: FirewallFacts) -> Iterator[Finding]:
         yield doubt(None, f"not read: {reason}")
 
 
-def _finding(stopped: Stopped) -> Finding:
+def _finding(stopped: Stopped, fast: bool) -> Finding:
     found = stopped.finding
     owner = _owner(stopped)
     message = f"{_rule(found, owner)} {_does(stopped)}"
@@ -73,6 +75,10 @@ def _finding(stopped: Stopped) -> Finding:
     elif found.action is Action.DIVERT:
         result = Result.UNDECIDED
         message += ": pyproxy cannot know what becomes of them"
+    elif fast and stopped.is_later and stopped.path.leaving.protocol is Protocol.UDP:
+        # The reply offloads the connection. TCP's ACK has to pass first.
+        result = Result.UNDECIDED
+        message += ", unless --flow-offload takes the connection off that chain"
     endpoint = backend_text(stopped.path.leaving.target) if stopped.is_translated else ""
     fix = _fix(found, owner) if result is Result.FAILED else ""
     return Finding(result, message, fix, endpoint)
@@ -114,7 +120,8 @@ def _does(stopped: Stopped) -> str:
     if stopped.is_reply:
         packets = f"the replies of {{}} to {origin}" if stopped.is_translated else "the replies"
     else:
-        packets = f"packets from {origin} to {'{}' if stopped.is_translated else frontend}"
+        packets = "later packets of a connection" if stopped.is_later else "packets"
+        packets += f" from {origin} to {'{}' if stopped.is_translated else frontend}"
     if found.action is Action.NOTRACK:
         return f"takes {packets} out of conntrack, so that nothing translates them"
     if found.action is Action.TRANSLATE:

@@ -17,7 +17,7 @@ _OFFLOADED = (Protocol.TCP, Protocol.UDP)
 
 def offload(facts: Facts, part: FirewallFacts) -> Iterator[Finding]:
     """Yield a note for each policy engine, if connections to the Service may be offloaded."""
-    if not _may_be_offloaded(facts):
+    if not may_be_offloaded(facts):
         return
     engines: dict[Owner, tuple[str, str]] = {}
     for chain in (*part.chains, *part.entered):
@@ -32,7 +32,8 @@ def offload(facts: Facts, part: FirewallFacts) -> Iterator[Finding]:
         )
 
 
-def _may_be_offloaded(facts: Facts) -> bool:
+def may_be_offloaded(facts: Facts) -> bool:
+    """Return whether the agent may offload connections to the Service."""
     agent = facts.agent
     return (
         agent.settings.nftables.flow_offload is FlowOffload.SERVICES
