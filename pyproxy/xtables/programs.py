@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import subprocess
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -102,11 +101,15 @@ class Programs(msgspec.Struct, frozen=True):
         iptables does not know begins with UNREAD.
         """
         text = _run([f"{self}-save"], "")
-        tables = parse(text)
-        if self.flavour is Flavour.NFT and (omitted := _INCOMPATIBLE.findall(text)):
-            with contextlib.closing(NftReader()) as reader:
-                tables |= {name: reader.save(self.family, name) for name in omitted}
-        return tables
+        return parse(text) | self.omitted(text)
+
+    def omitted(self, saved: str) -> dict[str, SavedTable]:
+        """Read the tables that iptables-save omitted from its output. Raises KernelError."""
+        names = _INCOMPATIBLE.findall(saved) if self.flavour is Flavour.NFT else []
+        if not names:
+            return {}
+        with contextlib.closing(NftReader()) as reader:
+            return {name: reader.save(self.family, name) for name in names}
 
     def save_counters(self, table: str) -> dict[str, list[CountedRule]]:
         """Read the rules of one table with their packets, by chain.
@@ -154,13 +157,13 @@ def detect_flavour() -> Flavour:
     Facts: iptables-wrapper of Kubernetes' images. It looks for chains that kubelet creates; a
     program that fails has no rules.
     """
-    found = {flavour: _save_chains(flavour) for flavour in (Flavour.NFT, Flavour.LEGACY)}
+    found = {flavour: _save_text(flavour) for flavour in (Flavour.NFT, Flavour.LEGACY)}
     for chain in _KUBELET_CHAINS:
-        for flavour, chains in found.items():
-            if chain in chains:
+        for flavour, text in found.items():
+            if f"\n:{chain} " in text:
                 return flavour
     # Each flavour counts rules of both families, as iptables-wrapper does.
-    rules = {flavour: chains.total() for flavour, chains in found.items()}
+    rules = {flavour: text.count("\n-A ") for flavour, text in found.items()}
     if rules[Flavour.LEGACY] > rules[Flavour.NFT]:
         return Flavour.LEGACY
     if shutil.which(f"{Programs(Family.IPV4, Flavour.NFT)}-restore") is None:
@@ -168,17 +171,20 @@ def detect_flavour() -> Flavour:
     return Flavour.NFT
 
 
-def _save_chains(flavour: Flavour) -> Counter[str]:
-    """Return the names of all chains in all tables of both families, and their rules in total."""
-    found: Counter[str] = Counter()
+def _save_text(flavour: Flavour) -> str:
+    """Return what iptables-save prints of both families, with the chains that it omits."""
+    found = []
     for family in Family:
+        programs = Programs(family, flavour)
         try:
-            saved = Programs(family, flavour).save()
+            text = _run([f"{programs}-save"], "")
+            found.append(text)
+            for table in programs.omitted(text).values():
+                for chain, rules in table.chains.items():
+                    found += [f":{chain} ", *(f"-A {chain} {rule}" for rule in rules)]
         except (KernelError, UsageError):
             continue
-        for table in saved.values():
-            found.update({chain: len(texts) for chain, texts in table.chains.items()})
-    return found
+    return "\n".join(found)
 
 
 def _run(command: Sequence[str], text: str) -> str:
