@@ -95,11 +95,15 @@ class PacketPath(msgspec.Struct, frozen=True):
 
 
 class MarkedPacket(msgspec.Struct, frozen=True):
-    """A path whose packet, or its reply, has another mark where the kernel routes it."""
+    """A path whose packet, or its reply, has another mark where the kernel routes it.
+
+    The bits of `unknown` are 0 in `mark`, and may be anything.
+    """
 
     path: PacketPath
     mark: Mark
     is_reply: bool = False
+    unknown: Mark = Mark(0)
 
 
 class ServicePaths(msgspec.Struct, frozen=True):

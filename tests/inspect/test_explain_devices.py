@@ -242,6 +242,60 @@ FAULTS: dict[str, Fault] = {
         "routes",
         "failed",
     ),
+    "mark that a policy rule refuses on a part of the packets": Fault(
+        [
+            *CHAIN,
+            "nft add rule inet other c tcp dport 80 meta mark set numgen random mod 2",
+            "ip rule add pref 50 fwmark 1 blackhole",
+        ],
+        ["nft delete table inet other", "ip rule del pref 50"],
+        f"a rule of another program may set the mark 0x1 on packets from a pod on this node to {A1}"
+        ":8080",
+        "routes",
+    ),
+    "mark by chance": Fault(
+        [
+            "iptables-nft -t mangle -I PREROUTING -p tcp --dport 80 -m statistic --mode random "
+            "--probability 0.5 -j MARK --set-xmark 0x1/0x1",
+            "ip rule add pref 50 fwmark 1/1 blackhole",
+        ],
+        ["iptables-nft -t mangle -F PREROUTING", "ip rule del pref 50"],
+        "a rule of another program may set the mark 0x1 on packets from a pod on this node to ",
+        "routes",
+    ),
+    "mark by a hash": Fault(
+        [
+            "iptables-legacy -t mangle -I PREROUTING -p tcp --dport 80 -j HMARK --hmark-tuple "
+            "src,sport --hmark-mod 2 --hmark-rnd 1 --hmark-offset 0",
+            "ip rule add pref 50 fwmark 1 blackhole",
+        ],
+        ["iptables-legacy -t mangle -F PREROUTING", "ip rule del pref 50"],
+        "a rule of another program may set the mark 0x1 on packets from a pod on this node to ",
+        "routes",
+    ),
+    "mark of some clients": Fault(
+        [
+            *CHAIN,
+            "nft add rule inet other c ip saddr 172.30.0.0/24 tcp dport 30090 meta mark set 0x77",
+            "ip rule add pref 50 fwmark 0x77/0x77 blackhole",
+        ],
+        ["nft delete table inet other", "ip rule del pref 50"],
+        "a rule of another program may set the mark 0x4077 on packets from another host to ",
+        "routes",
+        client="ext",
+        target=NODE_PORT,
+    ),
+    "mark by chance that no policy rule tests": Fault(
+        [
+            *CHAIN,
+            "nft add rule inet other c tcp dport 80 meta mark set numgen random mod 2",
+            "ip rule add pref 50 fwmark 0x10/0x10 blackhole",
+        ],
+        ["nft delete table inet other", "ip rule del pref 50"],
+        "",
+        "",
+        harmless=True,
+    ),
     "mark that no policy rule tests": Fault(
         [*CHAIN, "nft add rule inet other c tcp dport 80 meta mark set 0x77"],
         ["nft delete table inet other"],

@@ -100,6 +100,13 @@ def number(value: int, size: int = 4, order: str = "little") -> Bits:
     return known(value.to_bytes(size, "big" if order == "big" else "little"))
 
 
+def below(limit: int, doubts: Doubts) -> Bits:
+    """Return an unknown number of 4 bytes in host order that is less than a limit; 0 for none."""
+    high = (limit - 1).bit_length() if 0 < limit <= 1 << 32 else 32
+    bits = 0xFFFFFFFF ^ ((1 << high) - 1)
+    return Bits(0, int.from_bytes(bits.to_bytes(4, "little"), "big"), 4, doubts)
+
+
 def unknown(size: int, doubts: Doubts) -> Bits:
     """Return a value of which nothing is known."""
     return Bits(0, 0, size, doubts)

@@ -14,6 +14,7 @@ from pyproxy.hostnet.firewall import metadata, xt_matches, xt_targets
 from pyproxy.hostnet.firewall.bits import (
     Bits,
     DoubtKind,
+    below,
     doubt,
     is_between,
     is_equal,
@@ -240,11 +241,13 @@ def _rate(machine: Machine, over: bool, what: str) -> None:
 
 
 def _numgen(machine: Machine, fields: Attributes) -> None:
-    machine.store(fields, 1, unknown(4, doubt(DoubtKind.CHANCE, "a random number")))
+    limit = number_of(fields, 2) + number_of(fields, 4)
+    machine.store(fields, 1, below(limit, doubt(DoubtKind.CHANCE, "a random number")))
 
 
 def _hash(machine: Machine, fields: Attributes) -> None:
-    machine.store(fields, 2, unknown(4, doubt(DoubtKind.CHANCE, "a hash")))
+    limit = number_of(fields, 4) + number_of(fields, 6)
+    machine.store(fields, 2, below(limit, doubt(DoubtKind.CHANCE, "a hash")))
 
 
 def _unknown_value(what: str, kind: int) -> Callable[[Machine, Attributes], None]:

@@ -67,8 +67,8 @@ class FirewallFacts(msgspec.Struct, frozen=True):
     """The findings on all paths, and the base chains of other programs that packets met.
 
     `chains` are names of a table and a chain each, `entered` the chains that these led to. `marked`
-    are packets on which these chains set a mark before routing. `unread` are parts that were not
-    read, each with the reason.
+    are packets on which these chains set a mark before routing, or may do so. `unread` are parts
+    that were not read, each with the reason.
     """
 
     findings: tuple[Stopped, ...] = ()
@@ -247,8 +247,9 @@ class _Reader:
         own = path.leaving.mark if packet.is_first and not packet.is_reply else Mark(0)
         mark = marks.put_on(packet, path.leaving.mark).mark
         found = Mark(int.from_bytes(mark.data(), "little"))
-        marked = MarkedPacket(path, found, packet.is_reply)
-        if mark.complete and found != own and marked not in self._marked:
+        unknown = Mark(int.from_bytes((~mark.known & 0xFFFFFFFF).to_bytes(4, "big"), "little"))
+        marked = MarkedPacket(path, found, packet.is_reply, unknown)
+        if (unknown or found != own) and marked not in self._marked:
             self._marked.append(marked)
         return True
 

@@ -15,6 +15,7 @@ from pyproxy.hostnet.firewall.bits import (
     Bits,
     DoubtKind,
     Doubts,
+    below,
     doubt,
     known,
     mask_and_xor,
@@ -82,6 +83,13 @@ def _mark(_name: str, _revision: int, info: bytes, packet: HookPacket) -> Target
     return Target(replace(packet, mark=_set_mark(packet.mark, mark, mask)))
 
 
+def _hash_mark(_name: str, _revision: int, info: bytes, packet: HookPacket) -> Target:
+    # The end of struct xt_hmark_info: the modulus of the hash, and what is added to the rest.
+    modulus, offset = struct.unpack_from("=II", info, 52)
+    mark = below(modulus + offset, doubt(DoubtKind.CHANCE, "a hash"))
+    return Target(replace(packet, mark=mark))
+
+
 def _copy_mark(_name: str, _revision: int, info: bytes, packet: HookPacket) -> Target:
     return Target(_connmark(info, packet))
 
@@ -113,6 +121,7 @@ _SPECIAL: Mapping[str, Callable[[str, int, bytes, HookPacket], Target]] = {
     "CT": _ct,
     "DNAT": _translate,
     "HL": _ttl,
+    "HMARK": _hash_mark,
     "MARK": _mark,
     "NETMAP": _translate,
     "NOTRACK": _ct,

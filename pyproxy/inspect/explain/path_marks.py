@@ -17,24 +17,25 @@ def marks(marked: Sequence[MarkedRoute] | NotRead, devices: Devices) -> Iterator
         yield doubt(None, f"not read: the routes of packets with a mark: {marked.reason}")
         return
     for each in marked:
-        path, mark, route = each.packet.path, each.packet.mark, each.route
+        path, mark, route = each.packet.path, each.mark, each.route
         if each.usual.error:
             continue
         packets = f"packets from {path.origin.value} to {{}}"
         if each.packet.is_reply:
             packets = f"the replies of {{}} to {path.origin.value}"
+        sets = "sets" if each.certain else "may set"
+        text = f"a rule of another program {sets} the mark {mark:#x} on {packets}, "
         if route.error:
             code = errno.errorcode.get(route.error, str(route.error))
-            yield fault(
-                path,
-                f"a rule of another program sets the mark {mark:#x} on {packets}, with which the "
-                f"kernel does not route them ({code})",
-                f"see ip rule for this mark, and nft list ruleset for the rule that sets {mark:#x}",
-            )
+            text += f"with which the kernel does not route them ({code})"
+            if not each.certain:
+                yield doubt(path, f"{text}: see ip rule")
+                continue
+            fix = f"nft list ruleset for the rule that sets {mark:#x}"
+            yield fault(path, text, f"see ip rule for this mark, and {fix}")
         elif (route.device, route.gateway) != (each.usual.device, each.usual.gateway):
             yield doubt(
                 path,
-                f"a rule of another program sets the mark {mark:#x} on {packets}, which therefore "
-                f"leave by {devices.name(route.device)} instead of "
+                f"{text}which therefore leave by {devices.name(route.device)} instead of "
                 f"{devices.name(each.usual.device)}: see ip rule",
             )
