@@ -19,15 +19,18 @@ from pyproxy.model.address import Address, Family, Mark, Network, Port, Protocol
 from pyproxy.netlink.attributes import attribute, attribute_map, text
 from pyproxy.netlink.requests import Request, Requests
 
-_GETROUTE, _GETNEIGH, _GETRULE = 26, 30, 34
+_GETROUTE, _GETNEIGH, _GETRULE, _GETNEXTHOP = 26, 30, 34, 106
 _RTA_DST, _RTA_SRC, _RTA_IIF, _RTA_OIF, _RTA_GATEWAY = 1, 2, 3, 4, 5
 _RTA_PREFSRC, _RTA_METRICS, _RTA_TABLE, _RTA_MARK, _RTA_VIA = 7, 8, 15, 16, 18
-_RTA_IP_PROTO, _RTA_SPORT, _RTA_DPORT = 27, 28, 29
+_RTA_MULTIPATH, _RTA_IP_PROTO, _RTA_SPORT, _RTA_DPORT, _RTA_NH_ID = 9, 27, 28, 29, 30
+_NHA_ID, _NHA_GROUP, _NHA_BLACKHOLE = 1, 2, 4
 _RTAX_MTU = 2
 _RTM_F_LOOKUP_TABLE, _RTM_F_FIB_MATCH = 0x1000, 0x2000
 _RT_TABLE_MAIN = 254
 _FRA_DST, _FRA_SRC, _FRA_IFNAME, _FRA_PRIORITY = 1, 2, 3, 6
-_FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK, _FRA_OIFNAME = 10, 15, 16, 17
+_FRA_GOTO, _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK, _FRA_OIFNAME = 4, 10, 15, 16, 17
+_FRA_UID_RANGE, _FRA_IP_PROTO, _FRA_SPORT, _FRA_DPORT = 20, 22, 23, 24
+_FIB_RULE_INVERT = 2
 _NDA_DST, _NDA_CACHEINFO = 1, 3
 _USER_HZ = 100
 
@@ -36,6 +39,10 @@ _RULE = struct.Struct("=BBBBBBBBI")
 _NDMSG = struct.Struct("=BxHiHBB")
 _CACHEINFO = struct.Struct("=IIII")
 _NUMBER = struct.Struct("=I")
+_PORTS = struct.Struct("=HH")
+_UIDS = struct.Struct("=II")
+_NHMSG = struct.Struct("=BBBBI")
+_NEXTHOP_GROUP = struct.Struct("=IBBH")
 _AF = {Family.IPV4: int(socket.AF_INET), Family.IPV6: int(socket.AF_INET6)}
 
 RTN_UNICAST, RTN_LOCAL, RTN_BROADCAST = 1, 2, 3
@@ -80,8 +87,17 @@ class RouteReply(msgspec.Struct, frozen=True):
     mtu: int = 0
 
 
+RULE_GOTO = 2
+"""The action of a policy rule after which the rules from another priority on apply."""
+
+
 class Rule(msgspec.Struct, frozen=True):
-    """A policy rule; `action` is 1 for a lookup in `table`, or a key of `REFUSALS`."""
+    """A policy rule; `action` is 1 for a lookup in `table`, `RULE_GOTO`, or a key of `REFUSALS`.
+
+    `inverted` is true if it matches all but what the other fields say. Ranges have both ends; None
+    stands for any. `protocol` is 0 for any. `uids` are of the socket that sends. `goto` is the
+    priority that rules go on with.
+    """
 
     family: Family
     priority: int
@@ -93,6 +109,12 @@ class Rule(msgspec.Struct, frozen=True):
     mask: int = 0
     in_device: str = ""
     out_device: str = ""
+    inverted: bool = False
+    protocol: int = 0
+    source_ports: tuple[int, int] | None = None
+    ports: tuple[int, int] | None = None
+    uids: tuple[int, int] | None = None
+    goto: int = 0
 
 
 class Neighbour(msgspec.Struct, frozen=True):
@@ -103,11 +125,12 @@ class Neighbour(msgspec.Struct, frozen=True):
 
 
 class RefusingRoute(msgspec.Struct, frozen=True):
-    """A route of a type in `REFUSALS`."""
+    """A route of a type in `REFUSALS`, or through a `nexthop` object that is a black hole."""
 
     kind: int
     table: int
     network: Network
+    nexthop: int = 0
 
 
 class Routing:
@@ -146,7 +169,22 @@ class Routing:
         for kind in REFUSALS:
             head = _RTMSG.pack(_AF[family], 0, 0, 0, 0, 0, 0, kind, 0)
             found += _read_refusing(self._requests.dump(Request(_GETROUTE, 0, head)), family)
+        if nexthops := self._refusing_nexthops():
+            # The type of such a route is that of one with a next hop.
+            head = _RTMSG.pack(_AF[family], 0, 0, 0, 0, 0, 0, RTN_UNICAST, 0)
+            replies = self._requests.dump(Request(_GETROUTE, 0, head))
+            found += _read_nexthop_routes(replies, family, nexthops)
         return found
+
+    def _refusing_nexthops(self) -> frozenset[int]:
+        """Return the ids of nexthop objects that are black holes, and of groups of such."""
+        try:
+            replies = self._requests.dump(Request(_GETNEXTHOP, 0, _NHMSG.pack(0, 0, 0, 0, 0)))
+            return _read_refusing_nexthops(replies)
+        except TransientKernelError:
+            raise
+        except KernelError:  # Linux before 5.3 has none
+            return frozenset()
 
     def pod_routes(self, networks: Sequence[Network]) -> list[Network]:
         """Return the destinations of the main table's routes with a next hop in `networks`."""
@@ -254,11 +292,40 @@ def _read_refusing(replies: Iterable[memoryview], family: Family) -> Iterator[Re
             yield RefusingRoute(kind, _number(fields, _RTA_TABLE) or table, network)
 
 
+def _read_refusing_nexthops(replies: Iterable[memoryview]) -> frozenset[int]:
+    holes: set[int] = set()
+    groups: dict[int, list[int]] = {}
+    for reply in replies:
+        fields = attribute_map(reply[_NHMSG.size :])
+        number = _number(fields, _NHA_ID)
+        if _NHA_BLACKHOLE in fields:
+            holes.add(number)
+        members = bytes(fields.get(_NHA_GROUP, b""))
+        if members and len(members) % _NEXTHOP_GROUP.size == 0:
+            groups[number] = [each[0] for each in _NEXTHOP_GROUP.iter_unpack(members)]
+    return frozenset(holes | {each for each, within in groups.items() if holes.issuperset(within)})
+
+
+def _read_nexthop_routes(
+    replies: Iterable[memoryview], family: Family, nexthops: frozenset[int]
+) -> Iterator[RefusingRoute]:
+    for reply in replies:
+        if len(reply) < _RTMSG.size:
+            continue
+        of_family, prefix, _, _, table, _, _, _, _ = _RTMSG.unpack_from(reply)
+        fields = attribute_map(reply[_RTMSG.size :])
+        number = _number(fields, _RTA_NH_ID)
+        if of_family == _AF[family] and number in nexthops:
+            network = _network(fields.get(_RTA_DST), prefix, family)
+            table = _number(fields, _RTA_TABLE) or table
+            yield RefusingRoute(RTN_BLACKHOLE, table, network, number)
+
+
 def _read_rules(replies: Iterable[memoryview], family: Family) -> Iterator[Rule]:
     for reply in replies:
         if len(reply) < _RULE.size:
             continue
-        of_family, to_bits, from_bits, _, table, _, _, action, _ = _RULE.unpack_from(reply)
+        of_family, to_bits, from_bits, _, table, _, _, action, flags = _RULE.unpack_from(reply)
         if of_family != _AF[family]:
             continue
         fields = attribute_map(reply[_RULE.size :])
@@ -274,7 +341,23 @@ def _read_rules(replies: Iterable[memoryview], family: Family) -> Iterator[Rule]
             _number(fields, _FRA_FWMASK),
             text(fields.get(_FRA_IFNAME, memoryview(b""))),
             text(fields.get(_FRA_OIFNAME, memoryview(b""))),
+            inverted=bool(flags & _FIB_RULE_INVERT),
+            protocol=next(iter(fields.get(_FRA_IP_PROTO, b"")), 0),
+            source_ports=_range(fields, _FRA_SPORT, _PORTS),
+            ports=_range(fields, _FRA_DPORT, _PORTS),
+            uids=_range(fields, _FRA_UID_RANGE, _UIDS),
+            goto=_number(fields, _FRA_GOTO),
         )
+
+
+def _range(
+    fields: Mapping[int, memoryview], kind: int, layout: struct.Struct
+) -> tuple[int, int] | None:
+    value = fields.get(kind, b"")
+    if len(value) != layout.size:
+        return None
+    first, last = layout.unpack(value)
+    return int(first), int(last)
 
 
 def _gateway(fields: Mapping[int, memoryview]) -> Address | None:

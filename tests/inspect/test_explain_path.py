@@ -94,6 +94,16 @@ def refusing_rule(rule: str, text: str = "", endpoint: str = B1) -> Fault:
     )
 
 
+def refusing_behind(*rules: str) -> Fault:
+    """Return a route that refuses packets behind policy rules that do not match them."""
+    return Fault(
+        [*(f"ip rule add {rule}" for rule in rules), "ip route replace prohibit 10.244.2.0/24"],
+        [TO_B, *(f"ip rule del {rule}" for rule in rules)],
+        "routes",
+        [f"the route prohibit 10.244.2.0/24 (table main) refuses {B1}:8080, {B2}:8080: {POD}"],
+    )
+
+
 FAULTS: dict[str, Fault] = {
     "forwarding": sysctl("ipv4.ip_forward", client="a1"),
     "forwarding from pods": sysctl("ipv4.conf.cbr0.forwarding", client="a1"),
@@ -208,6 +218,71 @@ FAULTS: dict[str, Fault] = {
     "rule that prohibits a device's packets": refusing_rule(
         "to 10.244.2.0/24 iif cbr0 unreachable",
         "from all to 10.244.2.0/24 iif cbr0 unreachable",
+    ),
+    "rule that prohibits a port": refusing_rule(
+        "to 10.244.2.0/24 ipproto tcp dport 8000-8080 prohibit",
+        "from all to 10.244.2.0/24 ipproto tcp dport 8000-8080 prohibit",
+    ),
+    "rule that prohibits a user's packets": refusing_rule(
+        "to 10.244.2.0/24 uidrange 0-9 prohibit", "from all to 10.244.2.0/24 uidrange 0-9 prohibit"
+    ),
+    # The network that is left out is that of the API server.
+    "rule that prohibits all but one network": refusing_rule(
+        "not to 10.248.0.0/13 prohibit",
+        "not from all to 10.248.0.0/13 prohibit",
+        f"{A1}:8080, {A2}:8080, {B1}",
+    ),
+    "route behind a rule for another protocol": refusing_behind(
+        "to 10.244.2.0/24 ipproto udp prohibit pref 40"
+    ),
+    "route behind a rule for another port": refusing_behind(
+        "to 10.244.2.0/24 ipproto tcp dport 1 prohibit pref 40"
+    ),
+    "route behind a rule for a client's port": refusing_behind(
+        "to 10.244.2.0/24 ipproto tcp sport 1 prohibit pref 40"
+    ),
+    "route behind a rule for another user": refusing_behind(
+        "to 10.244.2.0/24 uidrange 1000-2000 prohibit pref 40"
+    ),
+    "route behind an inverted rule": refusing_behind(
+        "not to 10.0.0.0/8 iif cbr0 lookup 100 pref 30",
+        "not from 0.0.0.0/1 prohibit pref 40",
+    ),
+    "route behind a rule that is passed over": refusing_behind(
+        "goto 32766 pref 40", "to 10.244.2.0/24 prohibit pref 50"
+    ),
+    "black hole as a nexthop object": Fault(
+        ["ip nexthop add id 7 blackhole", "ip route replace 10.244.2.0/24 nhid 7"],
+        [TO_B, "ip nexthop del id 7"],
+        "routes",
+        [
+            "the route 10.244.2.0/24 nhid 7 (table main), a blackhole nexthop, refuses "
+            f"{B1}:8080, {B2}:8080: {POD}"
+        ],
+        client="a1",
+    ),
+    "black hole in a group of nexthop objects": Fault(
+        [
+            "ip nexthop add id 7 blackhole",
+            "ip nexthop add id 8 group 7",
+            "ip route replace 10.244.2.0/24 nhid 8",
+        ],
+        [TO_B, "ip nexthop del id 8", "ip nexthop del id 7"],
+        "routes",
+        ["the route 10.244.2.0/24 nhid 8 (table main), a blackhole nexthop, refuses "],
+    ),
+    "black hole of IPv6 as a nexthop object": Fault(
+        [
+            "ip -6 nexthop add id 7 blackhole",
+            "ip route del fd10:2::/64",
+            "ip route add fd10:2::/64 nhid 7",
+        ],
+        ["ip nexthop del id 7", "ip route replace fd10:2::/64 via fd30::12"],
+        "routes",
+        [
+            "the route fd10:2::/64 nhid 7 (table main), a blackhole nexthop, refuses "
+            f"[{B1_6}]:8080: {POD}"
+        ],
     ),
     "table that refuses": Fault(
         [

@@ -24,6 +24,7 @@ from pyproxy.netlink.routing import (
     RTN_LOCAL,
     RTN_PROHIBIT,
     RTN_UNREACHABLE,
+    RULE_GOTO,
     RefusingRoute,
     RouteQuery,
     RouteReply,
@@ -65,6 +66,14 @@ def here() -> Iterator[Namespace]:
                 "route add unreachable fd10:7::/64",
                 "rule add fwmark 0x10/0x30 lookup 100 pref 10",
                 "rule add from 10.244.9.0/24 iif b0 prohibit pref 20",
+                "rule add not to 10.244.9.0/24 ipproto tcp sport 7 dport 80-90 uidrange 1-9 "
+                "pref 30 goto 50",
+                "rule add lookup 100 pref 50 fwmark 0x40",
+                "nexthop add id 7 blackhole",
+                "nexthop add id 8 group 7",
+                "nexthop add id 9 via 172.30.0.12 dev e0",
+                "route add 10.244.8.0/24 nhid 8",
+                "route add 10.244.10.0/24 nhid 9",
                 "neigh add 172.30.0.12 lladdr 02:00:00:00:00:02 dev e0 nud failed",
                 "neigh add 172.30.0.13 lladdr 02:00:00:00:00:03 dev e0 nud permanent",
             ]
@@ -149,6 +158,7 @@ def test_routes_that_refuse_are_listed(here: Namespace) -> None:
         RefusingRoute(RTN_BLACKHOLE, 254, parse_network("10.244.6.0/24")),
         RefusingRoute(RTN_UNREACHABLE, 254, parse_network("10.244.7.0/24")),
         RefusingRoute(RTN_PROHIBIT, 100, parse_network("0.0.0.0/0")),
+        RefusingRoute(RTN_BLACKHOLE, 254, parse_network("10.244.8.0/24"), 8),
     ]
     assert RefusingRoute(RTN_UNREACHABLE, 254, parse_network("fd10:7::/64")) in six
 
@@ -159,10 +169,23 @@ def test_policy_rules_are_listed_in_order(here: Namespace) -> None:
             return kernel.rules(Family.IPV4)
 
     rules = here.call(read)
-    assert [rule.priority for rule in rules] == [0, 10, 20, 32766, 32767]
+    assert [rule.priority for rule in rules] == [0, 10, 20, 30, 50, 32766, 32767]
     assert rules[1] == Rule(Family.IPV4, 10, 1, 100, mark=0x10, mask=0x30)
     assert rules[2] == Rule(
         Family.IPV4, 20, RTN_PROHIBIT, 0, source=parse_network("10.244.9.0/24"), in_device="b0"
+    )
+    assert rules[3] == Rule(
+        Family.IPV4,
+        30,
+        RULE_GOTO,
+        0,
+        destination=parse_network("10.244.9.0/24"),
+        inverted=True,
+        protocol=Protocol.TCP,
+        source_ports=(7, 7),
+        ports=(80, 90),
+        uids=(1, 9),
+        goto=50,
     )
 
 
@@ -174,7 +197,7 @@ def test_pod_routes_are_those_with_a_next_hop(here: Namespace) -> None:
             return set(map(str, kernel.pod_routes(networks)))
 
     # Those of the bridge and those that refuse have none.
-    assert here.call(read) == {"10.244.2.0/24", "fd10:2::/64"}
+    assert here.call(read) == {"10.244.2.0/24", "10.244.10.0/24", "fd10:2::/64"}
 
 
 def test_a_neighbour_has_its_state_and_age(here: Namespace) -> None:
@@ -217,6 +240,8 @@ def test_no_reply_raises(replies: list[bytes]) -> None:
     for family in Family:
         list(routing._read_rules(views, family))
         list(routing._read_refusing(views, family))
+        list(routing._read_nexthop_routes(views, family, frozenset({0})))
+    routing._read_refusing_nexthops(views)
     routing._read_route(views)
     list(read_links(views))
 
