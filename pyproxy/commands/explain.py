@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from threading import Thread
 from typing import TypeVar
@@ -11,7 +11,8 @@ from typing import TypeVar
 from pyproxy.commands.command import View
 from pyproxy.commands.explanation import show
 from pyproxy.commands.query_runner import QueryRunner
-from pyproxy.errors import UsageError
+from pyproxy.errors import KernelError, UsageError
+from pyproxy.hostnet.devices import read_devices
 from pyproxy.hostnet.read import read_path
 from pyproxy.inspect.agent_facts import AgentFacts
 from pyproxy.inspect.explain import Explanation, explain
@@ -52,7 +53,7 @@ def fetch(queries: QueryRunner, namespace: argparse.Namespace) -> Explanation:
     client = _client(namespace.client)
     agent = queries.query(FACTS, FactsArgs(namespace.target))
     # In iptables mode both read large tables, and mostly wait for iptables-save and the kernel.
-    paths = service_paths(agent, client)
+    paths = service_paths(agent, client, _own_addresses(agent) if client else ())
     path = in_background(partial(read_path, paths, connect=namespace.probe))
     facts = Facts(agent, _api_facts(queries, agent), kernel_facts(agent), client, path())
     return explain(namespace.target, facts)
@@ -87,6 +88,13 @@ def _client(given: str | None) -> Address | None:
         return parse_address(given) if given else None
     except ValueError as error:
         raise UsageError(f"--from: {error}") from error
+
+
+def _own_addresses(agent: AgentFacts) -> Collection[Address]:
+    try:
+        return read_devices().own_addresses(agent.node.pod_networks if agent.node else ())
+    except KernelError:  # the step of the routes says so
+        return ()
 
 
 def _api_facts(queries: QueryRunner, agent: AgentFacts) -> ServiceLookup:

@@ -50,6 +50,19 @@ class Devices(msgspec.Struct, frozen=True):
                 return self.by_address[address]
         return 0
 
+    def own_addresses(self, pods: Sequence[Network]) -> frozenset[Address]:
+        """Return this node's addresses; `pods` are the networks of its pods.
+
+        An address of a pod on lo, or on a dummy, is a mistake, and remains the pod's.
+        """
+        found = set()
+        for address, device in self.by_address.items():
+            link = self.links.get(device)
+            is_alone = link is not None and (link.name == "lo" or link.kind == "dummy")
+            if not (is_alone and any(address in network for network in pods)):
+                found.add(address)
+        return frozenset(found)
+
     def bridge_of(self, pod: Address, networks: Sequence[Network]) -> int:
         """Return the bridge of a pod of this node: the one with an address in the pod's network.
 

@@ -5,7 +5,7 @@ Bounded: of many ports and endpoints it takes a few, spread over nodes and netwo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice, zip_longest
 
 import msgspec
@@ -15,9 +15,20 @@ from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.hostnet.packet import FirstPacket, Origin, PacketPath, ServicePaths
 from pyproxy.inspect.agent_facts import AgentFacts
 from pyproxy.inspect.facts import PortFacts, target_ports
-from pyproxy.model.address import Address, Backend, Family, Mark, Network, Port, backend, family_of
+from pyproxy.model.address import (
+    Address,
+    Backend,
+    Family,
+    Mark,
+    Network,
+    Port,
+    backend,
+    family_of,
+    parse_network,
+)
 from pyproxy.policy.routing import Frontend, PortRouting, Scope, Use
 
+_LOOPBACK = (parse_network("127.0.0.0/8"), parse_network("::1/128"))
 MAX_ENDPOINTS = 16
 MAX_FURTHER = 256
 MAX_FRONTENDS = 4
@@ -51,8 +62,13 @@ class _Chosen(msgspec.Struct, frozen=True):
         return self.local if use in (Use.LOCAL, Use.SPLIT) else ()
 
 
-def service_paths(agent: AgentFacts, client: Address | None) -> ServicePaths:
-    """Return the paths of the target's packets; with a client, only those of its packets."""
+def service_paths(
+    agent: AgentFacts, client: Address | None, own: Collection[Address] = ()
+) -> ServicePaths:
+    """Return the paths of the target's packets; with a client, only those of its packets.
+
+    `own` are addresses of this node besides those of the Node object.
+    """
     ports = [
         (port, port.routing)
         for port in target_ports(agent)
@@ -65,6 +81,7 @@ def service_paths(agent: AgentFacts, client: Address | None) -> ServicePaths:
     used = {b for _, routing in ports for b in (*routing.cluster, *routing.local)}
     if not used:
         return ServicePaths(reason="no endpoint is used")
+    sender = _given(agent, client, own)
     share = max(1, MAX_ENDPOINTS // len(ports))
     paths: list[PacketPath] = []
     others: dict[Backend, None] = {}
@@ -73,7 +90,7 @@ def service_paths(agent: AgentFacts, client: Address | None) -> ServicePaths:
         others |= dict.fromkeys(group[0] for group in cluster.groups[:MAX_FURTHER])
         chosen = cluster.choose(share, number * share)
         local = spread(port, routing.local, agent).choose(share)
-        paths += _port_paths(agent, port, routing, client, _Chosen(chosen, local))
+        paths += _port_paths(agent, port, routing, sender, _Chosen(chosen, local))
     if not paths:
         return ServicePaths(reason="no packet of this client reaches an endpoint")
     examined = {path.leaving.target for path in paths}
@@ -108,15 +125,16 @@ def _cluster_networks(agent: AgentFacts) -> tuple[Network, ...]:
 
 
 def _port_paths(
-    agent: AgentFacts, facts: PortFacts, port: PortRouting, address: Address | None, chosen: _Chosen
+    agent: AgentFacts, facts: PortFacts, port: PortRouting, given: _Client | None, chosen: _Chosen
 ) -> Iterator[PacketPath]:
     seen: set[tuple[Origin, bool, Backend]] = set()
     pods = _local_pods(agent, facts)
     # All modes set the bit before routing, and clear it in postrouting.
     mark = agent.settings.masquerade.mark
     for frontend in _frontends(port, agent.node_routing):
-        for origin in _origins(agent, port.family, frontend, address):
-            client = _Client(origin, address, pods)
+        senders = [given] if given else _senders(agent, port.family, frontend, pods)
+        for client in senders:
+            origin = client.origin
             masqueraded = _masquerades(agent, frontend, client, port.family)
             for number, each in enumerate(chosen.used(frontend.use, origin)):
                 # A further frontend changes nothing behind the translation, so one path will do.
@@ -181,16 +199,25 @@ def _frontends(port: PortRouting, node: NodeRouting) -> list[Frontend]:
     return [*first.values(), *others][:MAX_FRONTENDS]
 
 
-def _origins(
-    agent: AgentFacts, family: Family, frontend: Frontend, client: Address | None
-) -> Sequence[Origin]:
+def _given(agent: AgentFacts, client: Address | None, own: Collection[Address]) -> _Client | None:
+    """Return the sender with the address that the user gave."""
+    if client is None:
+        return None
     node = agent.node
-    if client is not None:
-        if node and client in node.addresses:
-            return (Origin.NODE,)
-        pods = node.pod_networks if node else ()
-        local = any(client in network for network in pods)
-        return (Origin.POD,) if local else (Origin.EXTERNAL,)
+    if any(client in network for network in _LOOPBACK):
+        # A program on this node, whose packets to other addresses have another source.
+        return _Client(Origin.NODE, None, ())
+    if client in own or (node and client in node.addresses):
+        return _Client(Origin.NODE, client, ())
+    pods = node.pod_networks if node else ()
+    local = any(client in network for network in pods)
+    return _Client(Origin.POD if local else Origin.EXTERNAL, client, ())
+
+
+def _senders(
+    agent: AgentFacts, family: Family, frontend: Frontend, pods: Sequence[Address]
+) -> list[_Client]:
+    node = agent.node
     known = (*agent.node_routing.pod_networks, *(node.pod_networks if node else ()))
     pods_exist = any(network.family is family for network in known) or bool(
         agent.settings.local_traffic.interfaces("*")
@@ -200,7 +227,7 @@ def _origins(
     # Other hosts have no route to cluster IPs, unless someone adds one.
     if frontend.scope is not Scope.CLUSTER_IP:
         found.append(Origin.EXTERNAL)
-    return found
+    return [_Client(origin, None, pods) for origin in found]
 
 
 def _masquerades(agent: AgentFacts, frontend: Frontend, client: _Client, family: Family) -> bool:

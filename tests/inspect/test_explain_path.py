@@ -515,7 +515,15 @@ def test_a_planted_fault_breaks_connections(web: InspectedNode, name: str) -> No
 
 
 def test_a_healthy_node_has_no_failed_and_no_undecided_step(web: InspectedNode) -> None:
-    for target, source in ((TARGET, ""), (f"{ADDRESS}:80", A2), (NODE_PORT, CLIENT)):
+    targets = (
+        (TARGET, ""),
+        (f"{ADDRESS}:80", A2),
+        (NODE_PORT, CLIENT),
+        (f"{ADDRESS}:80", "127.0.0.1"),
+        (f"{ADDRESS}:80", "10.244.1.1"),
+        (f"[{ADDRESS6}]:80", "::1"),
+    )
+    for target, source in targets:
         result = explained(web, target, source)
         found = {step["name"]: step["result"] for step in result.json["steps"]}
         # Without br_netfilter a reply between pods may pass this node's conntrack by.

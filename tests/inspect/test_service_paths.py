@@ -9,11 +9,13 @@ import pytest
 
 from pyproxy.config.modes import ProxyMode
 from pyproxy.config.settings import Masquerade, Settings
+from pyproxy.hostnet.devices import Devices
 from pyproxy.hostnet.packet import Origin, ServicePaths
 from pyproxy.inspect.service_paths import MAX_ENDPOINTS, service_paths
-from pyproxy.model.address import Address, Family, Port, Protocol
+from pyproxy.model.address import Address, Family, Port, Protocol, parse_network
 from pyproxy.model.destination import Destination
 from pyproxy.model.objects import Endpoint, ServicePort, SlicePort
+from pyproxy.netlink.links import Link
 from tests.builders import EXTERNAL, HOST, LOCAL, ip, pod, slice_of, web, with_node_port
 from tests.inspect.facts import agent_facts
 
@@ -99,6 +101,39 @@ def test_a_client_has_packets_of_its_own_only(client: str, origin: Origin) -> No
     found = paths(client=client)
     assert {p.origin for p in found.paths} == {origin}
     assert {p.leaving.source for p in found.paths} == {ip(client)}
+
+
+@pytest.mark.parametrize("client", ["127.0.0.1", "127.1.2.3"])
+def test_a_client_with_a_loopback_address_is_this_node(client: str) -> None:
+    found = paths(client=client)
+    # Its packets to other addresses have another source.
+    assert {(p.origin, p.leaving.source, p.leaving.in_device) for p in found.paths} == {
+        (NODE, None, None)
+    }
+
+
+def test_further_addresses_of_this_node_are_its_own() -> None:
+    agent = agent_facts(web(), [slice_of(pod("a1"), pod("b1"))])
+    found = service_paths(agent, ip("10.244.1.254"), {ip("10.244.1.254")})
+    assert {(p.origin, p.leaving.source) for p in found.paths} == {(NODE, ip("10.244.1.254"))}
+
+
+@pytest.mark.parametrize(
+    ("device", "is_own"), [("cbr0", True), ("eth0", True), ("lo", False), ("kube-ipvs0", False)]
+)
+def test_an_address_of_a_pod_on_a_device_without_a_network_is_not_the_nodes(
+    device: str, is_own: bool
+) -> None:
+    links = {
+        1: Link(1, "lo"),
+        2: Link(2, "eth0"),
+        3: Link(3, "cbr0", kind="bridge"),
+        4: Link(4, "kube-ipvs0", kind="dummy"),
+    }
+    (index,) = (number for number, link in links.items() if link.name == device)
+    devices = Devices(links, {ip("10.244.1.9"): index, ip("127.0.0.1"): 1})
+    own = devices.own_addresses([parse_network("10.244.1.0/24")])
+    assert own == ({ip("127.0.0.1"), ip("10.244.1.9")} if is_own else {ip("127.0.0.1")})
 
 
 def test_an_ipv6_client_has_no_packet_to_an_ipv4_service() -> None:
