@@ -14,6 +14,7 @@ from pyproxy.netlink.routing import (
     RTN_LOCAL,
     RTN_UNICAST,
     Neighbour,
+    NextHop,
     RefusingRoute,
     RouteQuery,
     RouteReply,
@@ -23,6 +24,13 @@ from pyproxy.netlink.routing import (
 
 _ANY_HOST = {Family.IPV4: parse_address("198.18.0.1"), Family.IPV6: parse_address("2001:2::1")}
 """An address for benchmarks (RFC 2544, RFC 5180), in place of any host beyond the gateway."""
+
+
+class OtherHop(msgspec.Struct, frozen=True):
+    """A next hop of a route with several, besides the one of a lookup; with the kernel's entry."""
+
+    hop: NextHop
+    neighbour: Neighbour | None
 
 
 class PathRoutes(msgspec.Struct, frozen=True):
@@ -35,6 +43,8 @@ class PathRoutes(msgspec.Struct, frozen=True):
     `unmarked` is `forward` without the mark, if the packet has one.
     `network` is the destination of the routing table's entry, `neighbour` the next hop; None if
     the kernel has none. `client_network` and `client_neighbour` are those of the way to the client.
+    `others` are further next hops to the endpoint, by which a part of the connections go, and
+    `client_others` those to the client.
     """
 
     path: PacketPath
@@ -48,6 +58,8 @@ class PathRoutes(msgspec.Struct, frozen=True):
     neighbour: Neighbour | None = None
     client_network: Network | None = None
     client_neighbour: Neighbour | None = None
+    others: tuple[OtherHop, ...] = ()
+    client_others: tuple[OtherHop, ...] = ()
 
     @property
     def to_client(self) -> RouteReply | None:
@@ -173,10 +185,12 @@ class _Reader:
             network = _network(leaving.destination, match.prefix)
         to_client, client_network = back if back is not None else reverse, None
         client_neighbour = None
+        client_others: tuple[OtherHop, ...] = ()
         if sample and to_client and path.origin is not Origin.NODE:
             entry = self._route(RouteQuery(sample), match=True)
             client_network = None if entry.error else _network(sample, entry.prefix)
             client_neighbour = self._neighbour(to_client, sample)
+            client_others = self._others(entry, to_client, sample)
         back_device = None
         if reverse and (reverse.error or reverse.kind == RTN_UNICAST):
             back_device = "" if reverse.error else self._devices.name(reverse.device)
@@ -199,6 +213,8 @@ class _Reader:
             neighbour=self._neighbour(forward, leaving.destination),
             client_network=client_network,
             client_neighbour=client_neighbour,
+            others=self._others(match, forward, leaving.destination),
+            client_others=client_others,
         )
 
     def further(self, endpoint: Backend) -> FurtherRoute:
@@ -259,7 +275,23 @@ class _Reader:
     def _neighbour(self, route: RouteReply, destination: Address) -> Neighbour | None:
         if route.error or route.kind != RTN_UNICAST:
             return None
-        key = (route.device, route.gateway or destination)
+        return self._entry(route.device, route.gateway or destination)
+
+    def _others(
+        self, match: RouteReply, chosen: RouteReply, destination: Address
+    ) -> tuple[OtherHop, ...]:
+        """Return the next hops of a routing table's entry, but for the one of a lookup."""
+        taken = NextHop(chosen.device, chosen.gateway)
+        if taken not in match.hops:  # another table's route
+            return ()
+        return tuple(
+            OtherHop(hop, self._entry(hop.device, hop.gateway or destination))
+            for hop in match.hops
+            if hop != taken
+        )
+
+    def _entry(self, device: int, address: Address) -> Neighbour | None:
+        key = (device, address)
         if key not in self._neighbours:
             self._neighbours[key] = self._routing.neighbour(*key)
         return self._neighbours[key]

@@ -41,6 +41,8 @@ _CACHEINFO = struct.Struct("=IIII")
 _NUMBER = struct.Struct("=I")
 _PORTS = struct.Struct("=HH")
 _UIDS = struct.Struct("=II")
+_NEXTHOP = struct.Struct("=HBBi")
+_NEXTHOP_DEAD = 1
 _NHMSG = struct.Struct("=BBBBI")
 _NEXTHOP_GROUP = struct.Struct("=IBBH")
 _AF = {Family.IPV4: int(socket.AF_INET), Family.IPV6: int(socket.AF_INET6)}
@@ -70,11 +72,18 @@ class RouteQuery(msgspec.Struct, frozen=True):
     source_port: Port = Port(0)
 
 
+class NextHop(msgspec.Struct, frozen=True):
+    """One of several next hops of a route, between which the kernel divides connections."""
+
+    device: int
+    gateway: Address | None = None
+
+
 class RouteReply(msgspec.Struct, frozen=True):
     """The route of a packet, or the errno with which the kernel refused it.
 
     `mtu` is that of the route, 0 if it has none. `prefix` is the length of the route's network, if
-    the match was requested.
+    the match was requested, and `hops` its next hops if it has several.
     """
 
     error: int = 0
@@ -85,6 +94,7 @@ class RouteReply(msgspec.Struct, frozen=True):
     gateway: Address | None = None
     source: Address | None = None
     mtu: int = 0
+    hops: tuple[NextHop, ...] = ()
 
 
 RULE_GOTO = 2
@@ -270,8 +280,23 @@ def _read_route(replies: Iterable[memoryview]) -> RouteReply:
             gateway=_gateway(fields),
             source=_address(fields.get(_RTA_PREFSRC)),
             mtu=_number(metrics, _RTAX_MTU),
+            hops=tuple(_read_hops(fields.get(_RTA_MULTIPATH, memoryview(b"")))),
         )
     return RouteReply(error=errno.ENETUNREACH)
+
+
+def _read_hops(value: memoryview) -> Iterator[NextHop]:
+    """Yield the next hops that are in use: the kernel sends nothing by those whose device is down.
+
+    struct rtnexthop: its length with the attributes behind it, flags, weight and device.
+    """
+    while len(value) >= _NEXTHOP.size:
+        length, flags, _, device = _NEXTHOP.unpack_from(value)
+        if not _NEXTHOP.size <= length <= len(value):
+            return
+        if not flags & _NEXTHOP_DEAD:
+            yield NextHop(device, _gateway(attribute_map(value[_NEXTHOP.size : length])))
+        value = value[(length + 3) & ~3 :]
 
 
 _ERRORS = {

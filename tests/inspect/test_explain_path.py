@@ -329,6 +329,64 @@ FAULTS: dict[str, Fault] = {
         "routes",
         [f"the next hop to [{B1_6}]:8080 does not answer neighbour discovery: fd30::12 on eth0"],
     ),
+    "one of two next hops that does not answer": Fault(
+        [
+            "ip neigh replace 172.30.0.77 dev eth0 nud failed",
+            "sysctl -w net.ipv4.fib_multipath_hash_policy=1",
+            f"{TO_B.replace('via', 'nexthop via')} nexthop via 172.30.0.77",
+        ],
+        [
+            TO_B,
+            "sysctl -w net.ipv4.fib_multipath_hash_policy=0",
+            "ip neigh del 172.30.0.77 dev eth0",
+        ],
+        "routes",
+        [
+            f"one of the next hops to {B1}:8080",
+            " does not answer ARP: 172.30.0.77 on eth0",
+        ],
+        client="a1",
+    ),
+    "one of two next hops of IPv6 that does not answer": Fault(
+        [
+            "ip neigh replace fd30::77 dev eth0 nud failed",
+            "ip route replace fd10:2::/64 nexthop via fd30::12 nexthop via fd30::77",
+        ],
+        [
+            "ip route replace fd10:2::/64 via fd30::12",
+            "ip neigh del fd30::77 dev eth0",
+        ],
+        "routes",
+        [
+            f"one of the next hops to [{B1_6}]:8080 does not answer neighbour discovery: fd30::77 "
+            "on eth0"
+        ],
+    ),
+    "one of two next hops as objects that does not answer": Fault(
+        [
+            "ip neigh replace 172.30.0.77 dev eth0 nud failed",
+            "ip nexthop add id 1 via 172.30.0.12 dev eth0",
+            "ip nexthop add id 2 via 172.30.0.77 dev eth0",
+            "ip nexthop add id 3 group 1/2",
+            "ip route replace 10.244.2.0/24 nhid 3",
+        ],
+        [TO_B, "ip nexthop flush", "ip neigh del 172.30.0.77 dev eth0"],
+        "routes",
+        [" does not answer ARP: 172.30.0.77 on eth0"],
+    ),
+    "one of two ways without carrier": Fault(
+        [
+            "ip link add v7 type veth peer name v8",
+            "ip link set v7 up",
+            "ip addr add 172.31.0.1/24 dev v7",
+            "sysctl -w net.ipv4.fib_multipath_hash_policy=1",
+            f"{TO_B.replace('via', 'nexthop via')} nexthop via 172.31.0.2",
+        ],
+        [TO_B, "sysctl -w net.ipv4.fib_multipath_hash_policy=0", "ip link del v7"],
+        "routes",
+        ["v7, ", f"to {B1}:8080, {B2}:8080", "has no carrier"],
+        client="a1",
+    ),
     "pod that does not answer": Fault(
         [f"ip neigh replace {A2} dev cbr0 nud failed"],
         [f"ip neigh del {A2} dev cbr0"],
@@ -512,6 +570,15 @@ def test_a_planted_fault_breaks_connections(web: InspectedNode, name: str) -> No
     with planted(web, fault):
         outcome = client.call(connect)
         assert outcome.dropped or outcome.refused
+
+
+def test_all_next_hops_of_a_route_are_listed(web: InspectedNode) -> None:
+    several = Fault(
+        [f"{TO_B.replace('via', 'nexthop via')} nexthop via 172.30.0.100"], [TO_B], "", []
+    )
+    with planted(web, several):
+        said = message(explained(web, TARGET), "routes")
+    assert "10.244.2.0/24 via 172.30.0.100 on eth0 or via 172.30.0.12 on eth0" in said
 
 
 def test_a_healthy_node_has_no_failed_and_no_undecided_step(web: InspectedNode) -> None:

@@ -175,6 +175,18 @@ def test_a_full_neighbour_table_is_a_fault() -> None:
     )
 
 
+def test_a_dummy_is_no_way_to_an_endpoint() -> None:
+    links = LINKS | {2: Link(2, "dummy0", kind="dummy")}
+    each = route()
+    paths = ServicePaths((each.path,))
+    part = RouteFacts(paths, Devices(links), (each,))
+    step = routes(facts_of(*paths.paths, routes=part, switches=NotRead("not read")))
+    assert step.result is Result.FAILED
+    assert step.message == (
+        "dummy0, the way to 10.244.2.1:8080, is a dummy, which drops all packets"
+    )
+
+
 def test_a_neighbour_that_did_not_answer_long_ago_is_undecided() -> None:
     assert routes_of(route(neighbour=Neighbour(NUD_FAILED, 3.0))).result is Result.FAILED
     found = routes_of(route(neighbour=Neighbour(NUD_FAILED, 7200.0)))

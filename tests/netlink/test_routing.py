@@ -25,6 +25,7 @@ from pyproxy.netlink.routing import (
     RTN_PROHIBIT,
     RTN_UNREACHABLE,
     RULE_GOTO,
+    NextHop,
     RefusingRoute,
     RouteQuery,
     RouteReply,
@@ -73,6 +74,8 @@ def here() -> Iterator[Namespace]:
                 "nexthop add id 8 group 7",
                 "nexthop add id 9 via 172.30.0.12 dev e0",
                 "route add 10.244.8.0/24 nhid 8",
+                "route add 10.244.11.0/24 nexthop via 172.30.0.12 nexthop dev b0",
+                "route add fd10:11::/64 nexthop via fd30::12 nexthop via fd30::13",
                 "route add 10.244.10.0/24 nhid 9",
                 "neigh add 172.30.0.12 lladdr 02:00:00:00:00:02 dev e0 nud failed",
                 "neigh add 172.30.0.13 lladdr 02:00:00:00:00:03 dev e0 nud permanent",
@@ -115,6 +118,19 @@ def test_a_route_has_its_device_next_hop_and_mtu(here: Namespace) -> None:
     six = route(here, to("fd10:2::9"))
     assert (six.error, six.gateway) == (0, parse_address("fd30::12"))
     assert route(here, to("fd10:2::9"), match=True).prefix == 64
+
+
+def test_a_route_has_all_its_next_hops(here: Namespace) -> None:
+    e0, b0 = index(here, "e0"), index(here, "b0")
+    assert set(route(here, to("10.244.11.1"), match=True).hops) == {
+        NextHop(e0, parse_address("172.30.0.12")),
+        NextHop(b0),
+    }
+    assert set(route(here, to("fd10:11::1"), match=True).hops) == {
+        NextHop(e0, parse_address("fd30::12")),
+        NextHop(e0, parse_address("fd30::13")),
+    }
+    assert route(here, to("10.244.2.9"), match=True).hops == ()
 
 
 def test_an_own_address_is_local(here: Namespace) -> None:
@@ -243,6 +259,8 @@ def test_no_reply_raises(replies: list[bytes]) -> None:
         list(routing._read_nexthop_routes(views, family, frozenset({0})))
     routing._read_refusing_nexthops(views)
     routing._read_route(views)
+    for view in views:
+        list(routing._read_hops(view))
     list(read_links(views))
 
 

@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from pyproxy.hostnet.packet import Origin
 from pyproxy.hostnet.routes import PathRoutes, RouteFacts
 from pyproxy.inspect.explain.findings import Finding, doubt, fault
-from pyproxy.inspect.explain.path_hops import Hop, device_findings, hop_text, neighbour_findings
+from pyproxy.inspect.explain.path_hops import (
+    Hop,
+    device_findings,
+    hop_text,
+    neighbour_findings,
+    other_hops,
+)
 from pyproxy.inspect.explain.step import Result
 from pyproxy.model.address import Address, address_text
 from pyproxy.netlink.routing import RTN_LOCAL, RTN_UNICAST, RouteReply
@@ -60,7 +66,11 @@ def client_route(part: RouteFacts, each: PathRoutes, client: Address | None) -> 
     who = _who(each, client)
     what = f"the next hop to {who}" if reply.gateway else f"the client {who}"
     hop = Hop(what, reply.gateway or sample, reply.device, each.client_neighbour)
-    for finding in neighbour_findings(part, path, hop):
+    findings = [
+        *neighbour_findings(part, path, hop),
+        *other_hops(part, path, each.client_others, sample, who),
+    ]
+    for finding in findings:
         yield _as_known(each, client, finding)
 
 

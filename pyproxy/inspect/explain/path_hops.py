@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
 from pyproxy.hostnet.packet import PacketPath
-from pyproxy.hostnet.routes import RouteFacts
+from pyproxy.hostnet.routes import OtherHop, RouteFacts
 from pyproxy.inspect.explain.findings import Finding, doubt, fault
 from pyproxy.inspect.humanize import duration
 from pyproxy.model.address import Address, address_text
@@ -51,6 +51,12 @@ def device_findings(path: PacketPath, link: Link, way: str, target: Address) -> 
             path,
             f"the route {way.removeprefix('the way ')} is by lo: packets do not leave this node",
             f"remove it: ip route del {address_text(target)} dev lo",
+        )
+    elif link.kind == "dummy":
+        yield fault(
+            path,
+            f"{link.name}, {way}, is a dummy, which drops all packets",
+            f"correct the route: ip route get {address_text(target)}",
         )
     elif not link.arp and link.kind in _WITH_NEIGHBOURS:
         yield fault(
@@ -98,3 +104,19 @@ def neighbour_findings(part: RouteFacts, path: PacketPath, hop: Hop) -> Iterator
             if "next hop" in hop.what
             else "check that this address exists: the node may be down or the pod gone",
         )
+
+
+def other_hops(
+    part: RouteFacts, path: PacketPath, others: Sequence[OtherHop], target: Address, end: str
+) -> Iterator[Finding]:
+    """Find further next hops that do not work; `end` is where they lead to, such as "{}"."""
+    for other in others:
+        device, address = other.hop.device, other.hop.gateway or target
+        hop = Hop(f"one of the next hops to {end}", address, device, other.neighbour)
+        findings = list(neighbour_findings(part, path, hop))
+        link = part.devices.links.get(device)
+        if link is not None:
+            findings += device_findings(path, link, f"one of the ways to {end}", target)
+        for each in findings:
+            message = f"{each.message}: a part of the connections may be lost"
+            yield msgspec.structs.replace(each, message=message)

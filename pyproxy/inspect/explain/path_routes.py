@@ -11,7 +11,13 @@ from pyproxy.hostnet.routes import PathRoutes, RouteFacts
 from pyproxy.inspect.explain.findings import Finding, doubt, fault, merged
 from pyproxy.inspect.explain.path_bridges import bridge_ports, client_port
 from pyproxy.inspect.explain.path_clients import client_device, client_route
-from pyproxy.inspect.explain.path_hops import Hop, device_findings, hop_text, neighbour_findings
+from pyproxy.inspect.explain.path_hops import (
+    Hop,
+    device_findings,
+    hop_text,
+    neighbour_findings,
+    other_hops,
+)
 from pyproxy.inspect.explain.path_marks import marks
 from pyproxy.inspect.explain.path_switches import (
     forwarding_off,
@@ -26,7 +32,7 @@ from pyproxy.inspect.facts import Facts
 from pyproxy.inspect.humanize import listed
 from pyproxy.model.address import Family, address_text, backend_text
 from pyproxy.netlink.links import Link
-from pyproxy.netlink.routing import RTN_LOCAL, RTN_UNICAST, RouteReply
+from pyproxy.netlink.routing import RTN_LOCAL, RTN_UNICAST, NextHop, RouteReply
 
 NAME = "routes"
 _MAIN = 254
@@ -86,10 +92,17 @@ def _ways(part: RouteFacts) -> str:
         if each.forward.kind == RTN_LOCAL:
             ways[f"{where} is this node's"] = None
         else:
-            via = address_text(each.forward.gateway) if each.forward.gateway else ""
-            device = part.devices.name(each.forward.device)
-            ways[f"{where} {f'via {via} ' if via else ''}on {device}"] = None
+            hops = [NextHop(each.forward.device, each.forward.gateway)]
+            hops += [other.hop for other in each.others]
+            # A lookup takes any of several next hops, so their order would vary.
+            texts = sorted(_hop(part, hop) for hop in hops)
+            ways[f"{where} {' or '.join(texts)}"] = None
     return listed(list(ways), 3)
+
+
+def _hop(part: RouteFacts, hop: NextHop) -> str:
+    via = f"via {address_text(hop.gateway)} " if hop.gateway else ""
+    return f"{via}on {part.devices.name(hop.device)}"
 
 
 def _findings(facts: Facts, part: RouteFacts, each: PathRoutes) -> Iterator[Finding]:
@@ -204,8 +217,11 @@ def _way(part: RouteFacts, each: PathRoutes) -> Iterator[Finding]:
         yield from device_findings(path, link, "the way to {}", path.leaving.destination)
         yield from _bridge_here(part, each, link)
     what = "the next hop to {}" if reply.gateway else "{}"
+    if each.others:
+        what = "one of the next hops to {}"
     hop = reply.gateway or path.leaving.destination
     yield from neighbour_findings(part, path, Hop(what, hop, reply.device, each.neighbour))
+    yield from other_hops(part, path, each.others, path.leaving.destination, "{}")
     diverted = list(_diverted(part, each))
     yield from diverted
     if not diverted:
