@@ -28,6 +28,9 @@ BOTH_B = f"{B1}:8080, {B2}:8080"
 REMOTE = "10.96.0.91:80"
 """A Service with endpoints on the other node alone, so that no path leads to a pod here."""
 
+ON_HOST, THIS_NODE = "10.96.0.92:80", "172.30.0.11"
+"""A Service with an endpoint in this node's own network, and its address."""
+
 OTHER_NODE = "172.30.0.12"
 NO_POLICY = ("ip xfrm policy flush",)
 
@@ -227,10 +230,19 @@ FAULTS: dict[str, Fault] = {
         [f"ip addr del {A1}/32 dev lo"],
         f"{A1} is an address of this node too (lo): the kernel drops packets that arrive with it",
     ),
+    "loopback device that is down": Fault(
+        ["ip link set lo down"],
+        ["ip link set lo up"],
+        f"lo is down: this node does not reach its own addresses, so not {THIS_NODE}:8080",
+        "routes",
+        "failed",
+        client=SITE,
+        target=ON_HOST,
+    ),
     "policy rule for replies' port": Fault(
         ["ip rule add pref 50 ipproto tcp sport 8080 blackhole"],
         ["ip rule del pref 50"],
-        "do not pass: the policy rule 50: from all blackhole refuses them",
+        "do not pass: the policy rule 50: from all ipproto tcp sport 8080 blackhole refuses them",
         "routes",
         "failed",
     ),
@@ -352,6 +364,8 @@ def web(mode: LabMode) -> Iterator[InspectedNode]:
             endpoint_slice("web", [A1, A2, B1, B2]),
             service("remote", REMOTE.removesuffix(":80"), 30091),
             endpoint_slice("remote", [B1, B2]),
+            service("host", ON_HOST.removesuffix(":80"), 30092),
+            endpoint_slice("host", [THIS_NODE]),
         )
         yield made
 

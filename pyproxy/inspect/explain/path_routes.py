@@ -209,6 +209,13 @@ def _way(part: RouteFacts, each: PathRoutes) -> Iterator[Finding]:
                 f"endpoint is on {path.node}: packets do not leave this node",
                 "remove the address from this node",
             )
+        loopback = part.devices.named("lo")
+        if path.origin is Origin.NODE and loopback is not None and not loopback.up:
+            yield fault(
+                path,
+                "lo is down: this node does not reach its own addresses, so not {}",
+                "run ip link set lo up",
+            )
         return
     if reply.kind != RTN_UNICAST:
         yield fault(path, "{} is a broadcast address here", "correct the address of the endpoint")
