@@ -230,6 +230,39 @@ FAULTS: dict[str, Fault] = {
         [f"iptables-legacy -I {LATER}"],
         [f"iptables-legacy -D {LATER}"],
     ),
+    "the node's addresses at their own devices alone": dropped(
+        "prerouting",
+        "fib daddr . iif type != { local, broadcast, multicast } drop",
+        f"drops packets from {POD} to {NODE_PORT}",
+        priority="-150",
+        target=NODE_PORT,
+        source=A1,
+    ),
+    "no route to an address of the node": dropped(
+        "prerouting",
+        "fib daddr oif missing drop",
+        f"drops packets from {HOST} to {NODE_PORT}",
+        priority="-150",
+        target=NODE_PORT,
+        client="ext",
+    ),
+    "the route to endpoints": dropped(
+        "prerouting",
+        'iifname "cbr0" ip daddr 10.244.2.0/24 fib daddr oifname "eth0" drop',
+        f"drops packets from {POD} to {BOTH_B}",
+    ),
+    "a full set": Fault(
+        f"of chain c in table inet other drops packets from {POD} to {ALL}",
+        table(
+            "set clients {\ntype ipv4_addr; size 1; flags dynamic\nelements = { 192.0.2.1 }\n}\n"
+            + chain(
+                "forward",
+                f"ip saddr {A1} tcp dport 8080 add @clients {{ ip saddr }} accept\n"
+                "tcp dport 8080 drop",
+            )
+        ),
+        source=A1,
+    ),
     "postrouting, by the input device": dropped(
         "postrouting",
         'iifname "cbr0" oifname "eth0" drop',
@@ -575,6 +608,31 @@ UNDECIDED: dict[str, Fault] = {
         ["iptables-nft -t nat -D POSTROUTING -s 10.244.0.0/16 -o eth0 -j SNAT --to 192.0.2.77"],
         result="undecided",
     ),
+    "a loopback source": Fault(
+        f"passes packets from {POD} to {BOTH_B} on with the source 127.0.0.1, which no other host "
+        "replies to",
+        table(
+            chain(
+                "postrouting",
+                'oifname "eth0" ip saddr 10.244.0.0/16 snat ip to 127.0.0.1',
+                "90",
+                kind="nat",
+            )
+        ),
+        result="undecided",
+    ),
+    "a set that may be full": Fault(
+        f"of chain c in table inet other drops packets from {POD} to {ALL}, depending on whether a "
+        "set is full",
+        table(
+            "set clients {\ntype ipv4_addr; size 1; flags dynamic, timeout; timeout 1h\n"
+            "elements = { 192.0.2.1 }\n}\n"
+            + chain(
+                "forward", "tcp dport 8080 add @clients { ip saddr } accept\ntcp dport 8080 drop"
+            )
+        ),
+        result="undecided",
+    ),
     "another source without conntrack": dropped(
         "prerouting",
         f"ip saddr {A1} ip saddr set 192.0.2.9",
@@ -585,7 +643,72 @@ UNDECIDED: dict[str, Fault] = {
     ),
 }
 
+BY_MARK = (
+    "ip route add blackhole default table 70",
+    "ip rule add fwmark 0x99/0x99 lookup 70 pref 70",
+)
+NOT_BY_MARK = ("ip rule del pref 70", "ip route flush table 70")
+
 PASSING: dict[str, Fault] = {
+    "a filter chain's mark, behind the translation": dropped(
+        "output",
+        "ip daddr 10.244.0.0/16 meta mark set meta mark or 0x99",
+        "",
+        iptables=BY_MARK,
+        undo=NOT_BY_MARK,
+        client=SITE,
+    ),
+    "another translation of the source first": Fault(
+        "",
+        table(
+            "chain first {\ntype nat hook postrouting priority 80;\n"
+            'oifname "eth0" ip daddr 10.244.2.0/24 masquerade\n}\n'
+            + chain(
+                "postrouting",
+                'oifname "eth0" ip daddr 10.244.2.0/24 snat ip to 192.0.2.77',
+                "90",
+                kind="nat",
+            )
+        ),
+    ),
+    "behind pyproxy's masquerading": Fault(
+        "",
+        table(
+            chain(
+                "postrouting",
+                "tcp dport 8080 snat ip to 192.0.2.77",
+                "110",
+                kind="nat",
+            )
+        ),
+        target=NODE_PORT,
+        source=CLIENT,
+        client="ext",
+    ),
+    "a host model of the node's own device": dropped(
+        "prerouting",
+        "iifname eth0 fib daddr . iif type != { local, broadcast, multicast } drop",
+        "",
+        priority="-150",
+        target=NODE_PORT,
+        source=CLIENT,
+        client="ext",
+    ),
+    "the route to the endpoint": dropped(
+        "prerouting",
+        f'ip saddr {A1} ip daddr 10.244.2.0/24 fib daddr oifname != "eth0" drop',
+        "",
+        source=A1,
+    ),
+    "a set that is not full": Fault(
+        "",
+        table(
+            "set clients {\ntype ipv4_addr; size 100; flags dynamic\n}\n"
+            + chain(
+                "forward", "tcp dport 8080 add @clients { ip saddr } accept\ntcp dport 8080 drop"
+            )
+        ),
+    ),
     "a table of ARP": Fault(
         "",
         table(
@@ -695,8 +818,11 @@ def test_what_cannot_be_decided_is_no_fault(web: InspectedNode, fault: Fault) ->
 @pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
 def test_a_rule_that_stops_no_packet_passes(web: InspectedNode, fault: Fault) -> None:
     with planted(web, fault):
-        found, said = firewalls(explained(web, fault.target, fault.source))
+        result = explained(web, fault.target, fault.source)
+        found, said = firewalls(result)
         assert found == "ok", said
+        # Marks that rules set change routes.
+        assert [each["name"] for each in result.json["steps"] if each["result"] == "failed"] == []
 
 
 @pytest.mark.packets

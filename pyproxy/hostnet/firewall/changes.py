@@ -13,8 +13,15 @@ _FEW_HOPS = 8
 OTHER_ZONE = "to a conntrack zone, where their replies have to be too"
 
 
+def is_loopback(address: Address) -> bool:
+    """Return whether an address is of the device lo alone."""
+    return address == bytes(15) + b"\1" or (len(address) == 4 and address[0] == 127)
+
+
 def foreign_source(address: Address, packet: HookPacket) -> str:
     """Return the change by a translation of the source to an address that this node lacks."""
+    if packet.out_interface != "lo" and is_loopback(address):
+        return f"on with the source {address_text(address)}, which no other host replies to"
     if address in packet.host.local or not any(address):
         return ""
     return f"on with the source {address_text(address)}, which is no address of this node"

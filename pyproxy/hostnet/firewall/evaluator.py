@@ -197,10 +197,9 @@ class _Walk:
             return
         if effect.doubts:
             mark = merge(before.mark, after.mark, effect.doubts)
-            connection = after.connection
-            if connection and before.connection:
-                connection = msgspec.structs.replace(
-                    connection, mark=merge(before.connection.mark, connection.mark, effect.doubts)
-                )
+            connection, known = after.connection, before.connection
+            if connection and known:
+                merged = merge(known.mark, connection.mark, effect.doubts)
+                connection = msgspec.structs.replace(known, mark=merged)
             after = msgspec.structs.replace(after, mark=mark, connection=connection)
         self.packet = after

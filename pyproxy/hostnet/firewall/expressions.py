@@ -39,6 +39,8 @@ from pyproxy.model.address import Address, Family, address_text
 from pyproxy.netlink.attributes import attribute_map, attributes, text
 
 _ZONE = 17
+_DELETE = 2
+_FULL = doubt(DoubtKind.RATE, "whether a set is full")
 
 
 def _negate(result: bool | None, negated: bool) -> bool | None:
@@ -269,13 +271,32 @@ def _no_match(machine: Machine, _: Attributes) -> None:
 
 
 def _dynset(machine: Machine, fields: Attributes) -> None:
-    """Add or update an element, which matches but for the limits that the element may have."""
+    """Add or update an element, which matches but for its limits, and but for a full set."""
     packed = [fields[7]] if 7 in fields else [item for _, item in attributes(fields.get(10, b""))]
     names = {text(attribute_map(each).get(1, memoryview(b""))) for each in packed}
     if names & {"limit", "connlimit", "quota"}:
         machine.doubt(doubt(DoubtKind.RATE, "a rate limit"))
     elif names - {"counter", "last"}:
         machine.doubt(doubt(DoubtKind.UNREADABLE, "a set's expression"))
+    inverted = bool(number_of(fields, 9) & 1)
+    if number_of(fields, 3) != _DELETE:
+        machine.require(_negate(_has_room(machine, fields), inverted), _FULL)
+
+
+def _has_room(machine: Machine, fields: Attributes) -> bool | None:
+    """Return whether a set has an element or takes it; None if it may be full."""
+    name = text(memoryview(fields[1]))
+    shape = machine.sets.set_shape(name)
+    if not shape.size:
+        return True
+    elements = machine.sets.elements(name)
+    if elements is not None and len(elements) < shape.size:
+        return True
+    key = machine.registers.load(number_of(fields, 4), shape.length)
+    if key.complete and machine.sets.element(name, key.data()):
+        return True
+    # Elements beyond their timeout are removed later.
+    return False if elements is not None and not shape.has_timeouts and key.complete else None
 
 
 def _nothing(_machine: Machine, _fields: Attributes) -> None:
@@ -308,7 +329,7 @@ def _nat(machine: Machine, fields: Attributes) -> None:
     if number_of(fields, 1) != 1:
         if address is not None and address.complete:
             machine.changes = foreign_source(Address(address.data()), machine.packet)
-        machine.verdicts.append(ACCEPT)
+        _masquerade(machine, fields)
         return
     target = ""
     if address is not None:
@@ -321,6 +342,7 @@ def _redirect(machine: Machine, _: Attributes) -> None:
 
 
 def _masquerade(machine: Machine, _: Attributes) -> None:
+    machine.packet = machine.packet.with_source_translated()
     machine.verdicts.append(ACCEPT)
 
 

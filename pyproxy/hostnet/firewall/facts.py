@@ -23,13 +23,13 @@ from pyproxy.hostnet.firewall.evaluator import (
     Finding,
     evaluate,
 )
-from pyproxy.hostnet.firewall.hook_packet import Hook, HookPacket, Host
+from pyproxy.hostnet.firewall.hook_packet import STATUS_SNAT_DONE, Hook, HookPacket, Host
 from pyproxy.hostnet.firewall.ipsets import IpSets
 from pyproxy.hostnet.firewall.legacy_tables import LegacyTable, read_legacy_tables
 from pyproxy.hostnet.firewall.nft_tables import NFPROTO_BRIDGE, BaseChain, NftTables
 from pyproxy.hostnet.firewall.own_chains import OwnChains, is_own
 from pyproxy.hostnet.firewall.verdicts import Action, Chain, Chains
-from pyproxy.hostnet.firewall.ways import TRANSLATION, Stage, way, way_back, way_on
+from pyproxy.hostnet.firewall.ways import MASQUERADE, TRANSLATION, Stage, way, way_back, way_on
 from pyproxy.hostnet.not_read import NotRead
 from pyproxy.hostnet.packet import MarkedPacket, PacketPath, ServicePaths
 from pyproxy.model.address import Address, Family, Mark, family_of
@@ -86,10 +86,14 @@ def read_firewalls(paths: ServicePaths, devices: Devices) -> FirewallFacts | Not
 
 
 class Marks(msgspec.Struct, frozen=True):
-    """The marks of a packet and of its connection, which rules at one hook set for the next."""
+    """The marks of a packet and of its connection, which rules at one hook set for the next.
+
+    `routed` is the mark by which the kernel last routed a packet that this node sends.
+    """
 
     packet: Bits
     connection: Bits
+    routed: Bits = number(0)
 
     def put_on(self, packet: HookPacket, own: int) -> HookPacket:
         """Return a packet with these marks; pyproxy's `own` bits are as the packet has them."""
@@ -126,7 +130,7 @@ class _Reader:
         self._marked: list[MarkedPacket] = []
         self._loaded: dict[int, Chain] = {}
         self._results: dict[tuple[int, HookPacket], ChainResult] = {}
-        self._own_nat = TRANSLATION
+        self._own_nat, self._own_snat = TRANSLATION, MASQUERADE
         self._shared_nat: frozenset[str] = frozenset()
         self._chains: list[_Registered] = []
         self._met: set[int] = set()
@@ -143,6 +147,7 @@ class _Reader:
         self._chains = [self._registered(base) for base in bases if not is_own(base)]
         own_nat = [b.priority for b in bases if is_own(b) and b.kind == "nat"]
         self._own_nat = min(own_nat, default=TRANSLATION)
+        self._own_snat = max(own_nat, default=MASQUERADE)
         self._shared_nat = frozenset() if own_nat else _NAT_TABLES
         for family in paths.families:
             try:
@@ -180,7 +185,7 @@ class _Reader:
         for hook in table.hooks:
             yield _Registered(
                 table.priority(hook),
-                "nat" if table.name == "nat" else "filter",
+                {"nat": "nat", "mangle": "route"}.get(table.name, "filter"),
                 table.label,
                 hook.name,
                 OwnChains(table, table.name == "nat"),
@@ -232,6 +237,8 @@ class _Reader:
     ) -> tuple[list[Stopped], Bits | None]:
         marks, found, routed = Marks(number(0), mark), list[Stopped](), False
         for stage in stages:
+            if stage.is_rerouted:
+                marks = msgspec.structs.replace(marks, routed=marks.packet)
             routed = routed or self._routed(stage, path, marks)
             marks, stopped, ended = self._stage(stage, path, marks)
             found += stopped
@@ -244,7 +251,9 @@ class _Reader:
         packet = stage.packet
         if stage.bridge or packet.hook not in _ROUTED:
             return False
-        own = path.leaving.mark if packet.is_first and not packet.is_reply else Mark(0)
+        own = path.leaving.mark if packet.is_new else Mark(0)
+        if packet.from_process:
+            marks = msgspec.structs.replace(marks, packet=marks.routed)
         mark = marks.put_on(packet, path.leaving.mark).mark
         found = Mark(int.from_bytes(mark.data(), "little"))
         unknown = Mark(int.from_bytes((~mark.known & 0xFFFFFFFF).to_bytes(4, "big"), "little"))
@@ -272,9 +281,13 @@ class _Reader:
     ) -> tuple[Marks, list[Stopped], bool]:
         packet = marks.put_on(stage.packet, path.leaving.mark)
         stopped: list[Stopped] = []
+        routed = marks.routed
         for number_, chain in enumerate(self._chains):
             if not self._meets(chain, stage):
                 continue
+            entry = packet.connection
+            if stage.masquerades and entry and entry.status & STATUS_SNAT_DONE:
+                break
             self._met.add(number_)
             result = self._evaluate(number_, chain, packet)
             self._entered |= {(chain.table, name): None for name in result.entered}
@@ -293,9 +306,13 @@ class _Reader:
             # A drop of some packets does not end the way of the others.
             if ended and any(s.finding.certainty is Certainty.CERTAIN for s in stopped):
                 return marks, stopped, True
+            # A mark of another chain does not change the route of what this node sends.
+            if chain.kind == "route" and result.packet.mark != packet.mark:
+                routed = result.packet.mark
             packet = result.packet
         entry = packet.connection
-        return Marks(packet.mark, entry.mark if entry else marks.connection), stopped, False
+        connection = entry.mark if entry else marks.connection
+        return Marks(packet.mark, connection, routed), stopped, False
 
     def _meets(self, chain: _Registered, stage: Stage) -> bool:
         packet = stage.packet
@@ -308,13 +325,21 @@ class _Reader:
                 return False
         if not any(chain.is_at(packet.hook, each) for each in self._devices_at(packet, device)):
             return False
-        if chain.kind == "nat" and packet.hook in (Hook.PREROUTING, Hook.OUTPUT):
-            # nat chains run at the priority of nat, in the order of their own priorities.
-            return stage.translates and chain.priority <= self._own_nat
-        is_new = packet.is_first and not packet.is_reply
-        if stage.translates or (chain.kind == "nat" and not is_new):
+        if chain.kind == "nat":
+            return self._meets_nat(chain, stage)
+        if stage.translates or stage.masquerades:
             return False
         return stage.low <= chain.priority < stage.high
+
+    def _meets_nat(self, chain: _Registered, stage: Stage) -> bool:
+        # nat chains run at the priority of nat, in the order of their own priorities, up to the
+        # first that translates.
+        if stage.packet.hook in (Hook.PREROUTING, Hook.OUTPUT):
+            return stage.translates and chain.priority <= self._own_nat
+        if stage.packet.hook is Hook.POSTROUTING:
+            before = chain.priority <= self._own_snat or not stage.packet.own_mark
+            return stage.masquerades and before
+        return stage.packet.is_new
 
     def _devices_at(self, packet: HookPacket, device: str | None) -> Sequence[str]:
         """Return the devices whose own hooks a packet may pass: a bridge's ports are among them."""
@@ -348,7 +373,9 @@ class _Reader:
             # A port of the bridge, through which some of the packets pass.
             some = doubt(DoubtKind.CLIENT, "the port of the bridge")
             return msgspec.structs.replace(finding, doubts=join_doubts(finding.doubts, some))
-        same = stage.translates and chain.priority == self._own_nat
+        same = (stage.translates and chain.priority == self._own_nat) or (
+            stage.masquerades and packet.own_mark and chain.priority == self._own_snat
+        )
         if same and chain.table not in self._shared_nat:
             unclear = doubt(DoubtKind.UNREADABLE, "the order of chains with the same priority")
             return msgspec.structs.replace(finding, doubts=join_doubts(finding.doubts, unclear))
@@ -358,7 +385,8 @@ class _Reader:
 def _host(devices: Devices, sets: IpSets) -> Host:
     indexes = {link.name: link.index for link in devices.links.values()}
     groups = {link.name: link.group for link in devices.links.values()}
-    return Host(indexes, frozenset(devices.by_address), _bridge_families(), sets.match, groups)
+    owners = {address: devices.name(index) for address, index in devices.by_address.items()}
+    return Host(indexes, frozenset(owners), _bridge_families(), sets.match, groups, owners)
 
 
 def _bridge_families() -> frozenset[Family]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 import msgspec
+from msgspec.structs import replace
 
 from pyproxy.hostnet.firewall.bits import (
     Bits,
@@ -91,6 +92,8 @@ YES, NO = Match(True), Match(False)
 class Host(msgspec.Struct, frozen=True, eq=False):
     """This node, as rules test it: indexes and groups of its interfaces, its own addresses.
 
+    `owners` are the interfaces of its addresses.
+
     `bridged` are the families whose packets meet the hooks of IP while a bridge forwards them.
     `sets` tests the match `set` of iptables; without it the match is undecided.
     """
@@ -100,6 +103,7 @@ class Host(msgspec.Struct, frozen=True, eq=False):
     bridged: frozenset[Family] = frozenset()
     sets: Callable[[bytes, HookPacket], Match] | None = None
     groups: Mapping[str, int] = {}
+    owners: Mapping[Address, str] = {}
 
 
 class HookPacket(msgspec.Struct, frozen=True):
@@ -107,7 +111,8 @@ class HookPacket(msgspec.Struct, frozen=True):
 
     An interface is empty where there is none: packets that this node sends have no input interface.
     `way_back` is the interface of the route to the source, empty without a route, None if that is
-    the input interface. `ttl` is one byte.
+    the input interface. `way_on` is the interface of the route to the destination before the kernel
+    has routed it, None if it is unknown. `ttl` is one byte.
     `own_mark` are the bits of the mark that pyproxy set and still needs, in host order.
     `connection` is None before conntrack has seen the packet. `bridge_in` and `bridge_out` are the
     ports of the bridge that it crosses. `from_process` says that a process of this node sent it.
@@ -126,6 +131,7 @@ class HookPacket(msgspec.Struct, frozen=True):
     bridge_in: str = ""
     bridge_out: str = ""
     way_back: str | None = None
+    way_on: str | None = None
     ttl: Bits = known(b"\x3f")
     mark: Bits = number(0)
     own_mark: int = 0
@@ -138,6 +144,19 @@ class HookPacket(msgspec.Struct, frozen=True):
     def back_interface(self) -> str | None:
         """The interface of the route to the source."""
         return self.in_interface if self.way_back is None else self.way_back
+
+    def with_source_translated(self) -> HookPacket:
+        """Return the packet of a connection whose source another rule translates."""
+        entry = self.connection
+        if entry is None:
+            return self
+        status = entry.status | STATUS_SNAT | STATUS_SNAT_DONE
+        return replace(self, connection=replace(entry, status=status))
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it is the first packet of a connection, which alone meets nat chains."""
+        return self.is_first and not self.is_reply
 
     @property
     def tcp_flags(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from pyproxy.hostnet.firewall.bits import Bits, DoubtKind, doubt, known, number, unknown
+from pyproxy.hostnet.firewall.changes import is_loopback
 from pyproxy.hostnet.firewall.hook_packet import (
     ANY_CLIENT,
     ANY_INTERFACE,
@@ -159,16 +160,15 @@ def _tuple_value(key: int, direction: int | None, entry: Connection, family: Fam
 
 
 _OIF, _OIFNAME, _ADDRTYPE = 1, 2, 3
-_SADDR, _IIF, _PRESENT = 1 << 0, 1 << 3, 1 << 5
+_SADDR, _IIF, _OIF_FLAG, _PRESENT = 1 << 0, 1 << 3, 1 << 4, 1 << 5
+_ROUTE = doubt(DoubtKind.UNREADABLE, "the route to the destination")
 
 
 def address_type(address: Address | None, packet: HookPacket) -> int | None:
     """Return the kernel's type of a route to an address; None if the address is unknown."""
     if address is None:
         return None
-    if address in packet.host.local or (address[:1] == b"\x7f" and len(address) == 4):
-        return _RTN_LOCAL
-    if len(address) == 16 and address == bytes(15) + b"\1":
+    if address in packet.host.local or is_loopback(address):
         return _RTN_LOCAL
     if address == b"\xff" * 4:
         return _RTN_BROADCAST
@@ -180,26 +180,62 @@ def address_type(address: Address | None, packet: HookPacket) -> int | None:
 def fib(result: int, flags: int, packet: HookPacket) -> Bits:
     """Return the result of a route lookup.
 
-    The route to the destination is taken to be by the output interface: it is checked elsewhere.
+    The route to the destination is taken to be by the interface of the path: it is checked
+    elsewhere. An address of this node has no output interface.
     """
     of_source = bool(flags & _SADDR)
     address = packet.source if of_source else packet.destination
-    kind = address_type(address, packet)
     if result == _ADDRTYPE:
+        return _type(address, flags, packet)
+    if not of_source:
+        return _way_on(result, flags, packet)
+    interface, received_by = packet.back_interface, packet.in_interface
+    elsewhere = interface == "" or (flags & _IIF and interface != received_by)
+    if received_by and elsewhere:
+        return _no_route(result, flags)
+    return _by_interface(interface, result, flags, packet)
+
+
+def _type(address: Address | None, flags: int, packet: HookPacket) -> Bits:
+    kind = address_type(address, packet)
+    if kind is None:
         # No address of another host is this node's own.
-        if kind is None:
-            kind = _RTN_UNICAST
+        return number(_RTN_UNICAST)
+    if kind != _RTN_LOCAL or address is None or not flags & (_IIF | _OIF_FLAG):
         return number(kind)
-    interface = packet.back_interface if of_source else packet.out_interface
-    received = of_source and packet.in_interface
-    if received and (interface == "" or (flags & _IIF and interface != packet.in_interface)):
-        size = 16 if result == _OIFNAME else 4
-        return known(bytes(1 if flags & _PRESENT else size))
+    # An address of this node is local at its own interface alone.
+    interface = packet.in_interface if flags & _IIF else packet.out_interface
+    owner = "lo" if is_loopback(address) else packet.host.owners.get(address)
+    if interface is None or owner is None:
+        return unknown(4, ANY_INTERFACE)
+    return number(kind if interface in ("", owner) else _RTN_UNICAST)
+
+
+def _way_on(result: int, flags: int, packet: HookPacket) -> Bits:
+    # The kernel looks up no route of what it received over lo.
+    over_lo = packet.in_interface == "lo"
+    if address_type(packet.destination, packet) == _RTN_LOCAL and not over_lo:
+        return _no_route(result, flags)
+    interface = "lo" if over_lo else packet.out_interface or packet.way_on
+    if flags & _IIF and interface and packet.in_interface and interface != packet.in_interface:
+        return _no_route(result, flags)
+    if interface is None and not flags & _PRESENT:
+        return unknown(_size(result), _ROUTE)
+    return _by_interface(interface, result, flags, packet)
+
+
+def _by_interface(interface: str | None, result: int, flags: int, packet: HookPacket) -> Bits:
     if flags & _PRESENT:
         return number(1, 1)
-    if kind == _RTN_LOCAL:
-        interface = "lo" if not of_source else interface
     if result == _OIFNAME:
         return _name(interface)
     found = _index(interface, packet)
     return found if found is not None else number(0)
+
+
+def _no_route(result: int, flags: int) -> Bits:
+    return known(bytes(1 if flags & _PRESENT else _size(result)))
+
+
+def _size(result: int) -> int:
+    return 16 if result == _OIFNAME else 4

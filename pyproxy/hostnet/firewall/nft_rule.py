@@ -12,7 +12,7 @@ from pyproxy.hostnet.firewall.hook_packet import HookPacket
 from pyproxy.hostnet.firewall.machine import Machine
 from pyproxy.hostnet.firewall.registers import Registers
 from pyproxy.hostnet.firewall.sets import Sets
-from pyproxy.hostnet.firewall.verdicts import Effect
+from pyproxy.hostnet.firewall.verdicts import Action, Effect, Verdict
 from pyproxy.netlink.rules import Expression, read_expressions
 
 
@@ -41,10 +41,12 @@ class NftRule:
         if self._guards and self._sets.fields(packet).refutes(self._guards):
             return Effect(False, packet)
         machine = Machine(packet, self._sets)
+        unread = ""
         for expression in self._decoded:
             run = EXPRESSIONS.get(expression.name)
             if run is None:
-                machine.doubt(doubt(DoubtKind.UNREADABLE, f"expression {expression.name}"))
+                unread = f"expression {expression.name}"
+                machine.doubt(doubt(DoubtKind.UNREADABLE, unread))
                 # It may have written any register.
                 machine.registers = Registers()
             else:
@@ -53,6 +55,9 @@ class NftRule:
                 return Effect(False, machine.packet)
             if machine.verdicts:
                 break
+        if unread and not machine.verdicts:
+            # It may have ended the packet's way itself.
+            machine.verdicts.append(Verdict(Action.DIVERT, note=f"to {unread}"))
         return Effect(
             True,
             machine.packet,

@@ -199,7 +199,10 @@ class TableReader:
             )
             length = _number(fields.get(_SET_KEY_LENGTH))
             self._sets[name] = SetShape(
-                _number(fields.get(_SET_FLAGS)), length, lengths or (length,)
+                _number(fields.get(_SET_FLAGS)),
+                length,
+                lengths or (length,),
+                _number(description.get(1)),
             )
         return self._sets[name]
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from pyproxy.hostnet.firewall.hook_packet import HookPacket
 from pyproxy.hostnet.firewall.nft_tables import BaseChain
-from pyproxy.hostnet.firewall.verdicts import ACCEPT, Chain, Chains, Effect
+from pyproxy.hostnet.firewall.verdicts import ACCEPT, Chain, Chains, Effect, Rule
 from pyproxy.netlink.nfnetlink import NFPROTO_INET
 from pyproxy.xtables import kube_names
 
@@ -41,10 +43,23 @@ class _Translated:
         return Effect(True, packet, (ACCEPT,))
 
 
+class _Masqueraded:
+    """The rule that stands for pyproxy's masquerading of the packets with its mark."""
+
+    where = ""
+
+    def apply(self, packet: HookPacket) -> Effect:
+        """End the evaluation of the base chain if the packet has the mark."""
+        if not packet.own_mark:
+            return Effect(False, packet)
+        return Effect(True, packet.with_source_translated(), (ACCEPT,))
+
+
 class OwnChains:
     """The chains of a table, in which those of pyproxy's iptables mode are empty.
 
-    In the table nat the chain of all Services ends the evaluation, because it translates.
+    In the table nat the chain of all Services ends the evaluation, because it translates, and that
+    of masquerading does for packets with pyproxy's mark.
     """
 
     def __init__(self, chains: Chains, is_nat: bool) -> None:
@@ -60,5 +75,11 @@ class OwnChains:
         title = self.title(name)
         if title not in _LEFT_OUT:
             return self._chains.chain(name)
-        ends = self._is_nat and title == kube_names.SERVICES
-        return Chain("", title, [_Translated()] if ends else [])
+        rules = _NAT_RULES.get(title, ()) if self._is_nat else ()
+        return Chain("", title, rules)
+
+
+_NAT_RULES: Mapping[str, Sequence[Rule]] = {
+    kube_names.SERVICES: (_Translated(),),
+    kube_names.POSTROUTING: (_Masqueraded(),),
+}

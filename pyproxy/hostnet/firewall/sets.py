@@ -17,16 +17,25 @@ from pyproxy.hostnet.firewall.hook_packet import HookPacket
 
 
 class SetShape(msgspec.Struct, frozen=True):
-    """A set's flags, and the lengths of its key and of the key's fields in bytes."""
+    """A set's flags, and the lengths of its key and of the key's fields in bytes.
+
+    `size` is the most elements that it takes, 0 if that is not limited.
+    """
 
     flags: int
     length: int
     fields: tuple[int, ...]
+    size: int = 0
 
     @property
     def is_interval(self) -> bool:
         """Whether its elements may be ranges."""
         return bool(self.flags & 4)
+
+    @property
+    def has_timeouts(self) -> bool:
+        """Whether its elements may have a timeout."""
+        return bool(self.flags & 0x10)
 
     @property
     def has_expressions(self) -> bool:

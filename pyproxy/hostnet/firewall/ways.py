@@ -42,7 +42,9 @@ class Stage(msgspec.Struct, frozen=True):
     """A part of a hook: the chains with priorities from `low` to below `high` meet the packet.
 
     `translates` is true for the translation of the destination, which nat chains make. A packet is
-    `is_translated` behind it. `bridge` is true for the hooks of a bridge.
+    `is_translated` behind it. `masquerades` is true for the translation of the source in
+    postrouting. `bridge` is true for the hooks of a bridge. `is_rerouted` is true where the kernel
+    routes a packet of this node again, because its translation has changed the destination.
     """
 
     packet: HookPacket
@@ -51,6 +53,8 @@ class Stage(msgspec.Struct, frozen=True):
     translates: bool = False
     is_translated: bool = False
     bridge: bool = False
+    masquerades: bool = False
+    is_rerouted: bool = False
 
 
 def way(path: PacketPath, host: Host, own: Address | None) -> Iterator[Stage]:
@@ -118,6 +122,7 @@ class _Way:
             mark=number(leaving.mark),
             own_mark=leaving.mark,
             connection=self._translated,
+            way_on="lo" if self._to_here else self._out,
         )
         tracked = replace(first, connection=self._original)
         if self._from_here:
@@ -127,7 +132,8 @@ class _Way:
         yield Stage(first, high=CONNTRACK)
         yield Stage(tracked, CONNTRACK, TRANSLATION)
         yield Stage(tracked, translates=True)
-        yield Stage(after, TRANSLATION, is_translated=True)
+        moved = self._from_here and first.destination != after.destination
+        yield Stage(after, TRANSLATION, is_translated=True, is_rerouted=moved)
         if self._from_here:
             yield from self._out_of_node(after)
             if not self._to_here:
@@ -147,7 +153,7 @@ class _Way:
         entry = replace(self._reply_entry(mark), is_reply=False)
         for stage in self.there():
             # The kernel translates by the entry, without nat chains, which set pyproxy's mark too.
-            if not stage.translates:
+            if not stage.translates and not stage.masquerades:
                 connection = entry if stage.packet.connection else None
                 packet = replace(stage.packet, is_first=False, connection=connection)
                 packet = replace(packet, mark=number(0), own_mark=0)
@@ -167,6 +173,7 @@ class _Way:
             is_reply=True,
             in_interface=self._out,
             ttl=_SENT if self._path.local else _ANY_TTL,
+            way_on=self._in,
         )
         if self._to_here:
             out = "lo" if self._from_here else self._in
@@ -178,7 +185,8 @@ class _Way:
         yield Stage(first, high=CONNTRACK, is_translated=True)
         yield Stage(tracked, CONNTRACK, TRANSLATION, is_translated=True)
         after = replace(tracked, destination=self._client)
-        yield Stage(after, TRANSLATION, is_translated=True)
+        moved = self._to_here and self._masked
+        yield Stage(after, TRANSLATION, is_translated=True, is_rerouted=moved)
         if self._to_here:
             yield from self._out_of_node(after)
             return
@@ -221,6 +229,8 @@ class _Way:
         into = "" if self._is_bridged(packet) else packet.in_interface
         out = replace(packet, hook=Hook.POSTROUTING, in_interface=into)
         yield Stage(out, high=MASQUERADE, is_translated=True)
+        if packet.is_new:
+            yield Stage(out, is_translated=True, masquerades=True)
         out = replace(out, own_mark=0)
         if not packet.is_reply and self._masked:
             out = replace(out, source=self._own)

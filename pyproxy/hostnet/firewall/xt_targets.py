@@ -22,7 +22,7 @@ from pyproxy.hostnet.firewall.bits import (
     unknown,
 )
 from pyproxy.hostnet.firewall.changes import OTHER_ZONE, foreign_source, short_lived
-from pyproxy.hostnet.firewall.hook_packet import HookPacket
+from pyproxy.hostnet.firewall.hook_packet import Hook, HookPacket
 from pyproxy.hostnet.firewall.verdicts import ACCEPT, DROP, Action, Verdict
 from pyproxy.model.address import Address, address_text
 
@@ -52,7 +52,6 @@ _ENDS = {
     "SYNPROXY": Verdict(Action.DIVERT, note="to SYNPROXY"),
     "TPROXY": Verdict(Action.DIVERT, note="to a transparent proxy"),
     "REJECT": Verdict(Action.REJECT),
-    "MASQUERADE": ACCEPT,
 }
 
 
@@ -65,15 +64,17 @@ def target(name: str, revision: int, info: bytes, packet: HookPacket) -> Target:
     try:
         return _special(name, revision, info, packet)
     except struct.error:  # a revision with another layout
-        return Target(packet, doubts=_unreadable(name))
+        return _unreadable(name, packet)
 
 
 def _special(name: str, revision: int, info: bytes, packet: HookPacket) -> Target:
     run = _SPECIAL.get(name)
-    return run(name, revision, info, packet) if run else Target(packet, doubts=_unreadable(name))
+    return run(name, revision, info, packet) if run else _unreadable(name, packet)
 
 
 def _translate(name: str, revision: int, info: bytes, packet: HookPacket) -> Target:
+    if name == "NETMAP" and packet.hook in (Hook.POSTROUTING, Hook.INPUT):
+        return _snat(name, revision, info, packet)
     note = _translation(name, revision, info, packet)
     return Target(packet, Verdict(Action.TRANSLATE, note=note))
 
@@ -97,7 +98,11 @@ def _copy_mark(_name: str, _revision: int, info: bytes, packet: HookPacket) -> T
 def _snat(_name: str, revision: int, info: bytes, packet: HookPacket) -> Target:
     address = _first_address(revision, info, packet)
     changes = foreign_source(address, packet) if address else ""
-    return Target(packet, ACCEPT, changes=changes)
+    return Target(packet.with_source_translated(), ACCEPT, changes=changes)
+
+
+def _masquerade(_name: str, _revision: int, _info: bytes, packet: HookPacket) -> Target:
+    return Target(packet.with_source_translated(), ACCEPT)
 
 
 def _ttl(_name: str, _revision: int, info: bytes, packet: HookPacket) -> Target:
@@ -123,6 +128,7 @@ _SPECIAL: Mapping[str, Callable[[str, int, bytes, HookPacket], Target]] = {
     "HL": _ttl,
     "HMARK": _hash_mark,
     "MARK": _mark,
+    "MASQUERADE": _masquerade,
     "NETMAP": _translate,
     "NOTRACK": _ct,
     "REDIRECT": _translate,
@@ -131,8 +137,10 @@ _SPECIAL: Mapping[str, Callable[[str, int, bytes, HookPacket], Target]] = {
 }
 
 
-def _unreadable(name: str) -> Doubts:
-    return doubt(DoubtKind.UNREADABLE, f"target {name}")
+def _unreadable(name: str, packet: HookPacket) -> Target:
+    # It may end the packet's way, or leave no verdict.
+    unknown_end = Verdict(Action.DIVERT, note=f"to target {name}")
+    return Target(packet, unknown_end, doubts=doubt(DoubtKind.UNREADABLE, f"target {name}"))
 
 
 def _set_mark(before: Bits, mark: int, mask: int) -> Bits:

@@ -63,6 +63,10 @@ def _nft_matches(random: Random, six: bool) -> list[str]:
         "ct status snat",
         f"meta l4proto udp ct original proto-dst {port}",
         f"fib daddr type {random.choice(('local', 'unicast', '{ local, broadcast }'))}",
+        f"fib daddr . iif type {negated}local",
+        f"fib saddr . iif type {negated}local",
+        f"fib daddr oif {random.choice(('missing', 'exists'))}",
+        f"fib daddr oifname {negated}lo",
         "meta pkttype host",
         f"@th,16,16 {port}",
     ]

@@ -21,7 +21,8 @@ from tests.namespaces import empty_namespace
 from tests.waiting import PATIENCE
 
 ADDRESSES = ("10.9.0.1", "10.9.0.2", "10.9.1.1", "fd09::1", "fd09::2", "fd09:1::1")
-HOST = Host({"lo": 1}, frozenset(parse_address(each) for each in ADDRESSES))
+OWN = [parse_address(each) for each in ADDRESSES]
+HOST = Host({"lo": 1}, frozenset(OWN), owners=dict.fromkeys(OWN, "lo"))
 SO_MARK = 36
 
 
