@@ -46,6 +46,8 @@ def test_a_wait_that_the_signal_does_not_interrupt_ends(number: signal.Signals) 
             too_late.set()
             os.write(write_end, b"end")
 
+    # A shell that starts this process in the background has it ignore SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     thread = threading.Thread(target=send)
     thread.start()
     try:
@@ -56,6 +58,7 @@ def test_a_wait_that_the_signal_does_not_interrupt_ends(number: signal.Signals) 
         thread.join()
         os.close(write_end)
         os.close(read_end)
+        signal.signal(signal.SIGINT, before)
     assert not too_late.is_set()
 
 

@@ -16,6 +16,7 @@ from pyproxy.inspect.explain.path_hops import (
 )
 from pyproxy.inspect.explain.step import Result
 from pyproxy.model.address import Address, address_text
+from pyproxy.netlink.links import Link
 from pyproxy.netlink.routing import RTN_LOCAL, RTN_UNICAST, RouteReply
 
 
@@ -42,6 +43,9 @@ def client_device(part: RouteFacts, each: PathRoutes, client: Address | None) ->
         link = part.devices.links.get(each.to_client.device)
     # The way to the endpoint has been checked already.
     if link is None or link.index == each.forward.device:
+        return
+    # Without pods the bridge has no carrier, and needs none.
+    if client is None and path.origin is Origin.POD and _has_no_pods(part, link):
         return
     for finding in device_findings(path, link, f"the way back to {_who(each, client)}", sample):
         yield _as_known(each, client, finding)
@@ -112,6 +116,12 @@ def _other_way_back(part: RouteFacts, each: PathRoutes, reply: RouteReply) -> It
             f"packets arrive on {leaving.in_device}: see ip rule and ip route get "
             f"{address_text(leaving.sample)}",
         )
+
+
+def _has_no_pods(part: RouteFacts, link: Link) -> bool:
+    """Return whether a bridge has no port: no pod runs on this node but those on its network."""
+    ports = (other for other in part.devices.links.values() if other.master == link.index)
+    return link.kind == "bridge" and not any(ports)
 
 
 def _who(each: PathRoutes, client: Address | None) -> str:
