@@ -15,6 +15,10 @@ KINDS = (modes.NFTABLES, modes.IPTABLES_LEGACY, modes.IPTABLES_NFT, modes.IPVS)
 """All modes, with each flavour of iptables mode as one."""
 
 
+_IN_ONE_FLAVOUR = ("test_explain_firewalls.py",)
+"""Modules about other programs' rules, which are those of both flavours in any mode."""
+
+
 def chosen(names: str) -> tuple[LabMode, ...]:
     """Return the modes of a comma-separated list; empty means all that this machine can run."""
     if names:
@@ -51,8 +55,8 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
 
 def _chosen_for(metafunc: pytest.Metafunc) -> tuple[LabMode, ...]:
     names = metafunc.config.getoption("--modes")
-    found = chosen(names)
-    if names or "semantics" not in metafunc.definition.path.parts:
+    found, path = chosen(names), metafunc.definition.path
+    if names or not ("semantics" in path.parts or path.name in _IN_ONE_FLAVOUR):
         return found
     # Both flavours get the same rules, and the packet cases run in both. Use --modes for both here.
     return tuple(kind for kind in found if kind is not modes.IPTABLES_LEGACY)
