@@ -11,9 +11,7 @@ import fcntl
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from functools import partial
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -35,6 +33,7 @@ from pyproxy.dataplane.iptables.compare import check_base_rules, compare
 from pyproxy.dataplane.iptables.drift_detector import DriftDetector
 from pyproxy.dataplane.iptables.nft_writer import NftWriter
 from pyproxy.dataplane.iptables.plan import IptablesPlan, TableName
+from pyproxy.dataplane.iptables.rejections import Rejections
 from pyproxy.dataplane.iptables.service_path import Read, read_base, read_path
 from pyproxy.errors import (
     KernelError,
@@ -47,7 +46,7 @@ from pyproxy.model.address import Family
 from pyproxy.model.flavour import Flavour
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink import nfacct
-from pyproxy.policy.routing import Frontend, PortRouting, ServiceRouting
+from pyproxy.policy.routing import ServiceRouting
 from pyproxy.xtables import kube_names
 from pyproxy.xtables.nft_reader import NftReader
 from pyproxy.xtables.nft_text import UnknownRuleError
@@ -64,18 +63,6 @@ T = TypeVar("T")
 # iptables-legacy reads a table, changes it, and replaces it as a whole, so its programs lock this
 # file meanwhile. iptables-nft needs no lock: nf_tables commits transactions of changes.
 _LOCK_FILE = Path("/run/xtables.lock")
-
-_ROUNDS = 4
-"""Writes after which rejected Services are no longer left out by the lines at fault.
-
-iptables-nft-restore names about eleven lines at once.
-"""
-_FOUND_SINGLY = 4
-"""Rejected Services that are found one by one where all that use the same extensions are rejected.
-
-Where some are accepted, there are _FOUND_AMONG_OTHERS.
-"""
-_FOUND_AMONG_OTHERS = 16
 
 
 class IptablesDataplane:
@@ -243,7 +230,7 @@ class IptablesDataplane:
         except RestoreError as error:
             if not plan.full:
                 raise StaleStateError(str(error), 0) from error
-            return self._leave_out_invalid(plan, error)
+            return Rejections(self._committed, self._write, self.plan_full).leave_out(plan, error)
         return ()
 
     def wait_for_devices(self) -> bool:
@@ -382,108 +369,6 @@ class IptablesDataplane:
             if change:
                 lines += change.script(table)
         return lines
-
-    def _leave_out_invalid(self, plan: IptablesPlan, error: RestoreError) -> tuple[Failure, ...]:
-        """Write the plan without the Services at fault, whose programmed state stays."""
-        failures: dict[ObjectName, Failure] = {}
-        wanted = {name: routing for name, routing in plan.services.items() if routing is not None}
-        node = plan.node or NodeRouting()
-        for _ in range(_ROUNDS):
-            owners = self._committed.find_owners(wanted.values(), node, error.faults)
-            if not owners:
-                break
-            for name in owners.keys() & failures.keys():
-                # The kernel rejects its programmed state too, which must not hold up all others.
-                del wanted[name]
-            new = owners.keys() - failures.keys()
-            failures |= {name: Failure(name, error.of(owners[name])) for name in new}
-            wanted = self._with_committed(wanted, new)
-            # The read-back of `plan_full` shows which tables the failed write had reached.
-            if (again := self._try(self.plan_full(wanted.values(), node))) is None:
-                return tuple(failures.values())
-            error = again
-        # The kernel often rejects an iptables-legacy table as a whole, and names no rule. Before
-        # 1.8.10 its program names no errno either, so the error may be one that passes.
-        if self._try(self.plan_full(wanted.values(), node)) is None:
-            return tuple(failures.values())
-        self._write(self.plan_full(self._with_committed(wanted, list(wanted)).values(), node))
-        groups: dict[frozenset[str], list[ServiceRouting]] = {}
-        for routing in wanted.values():
-            if routing != self._committed.routing(routing.name):
-                uses = self._committed.extensions(routing, node)
-                groups.setdefault(uses, []).append(routing)
-        bisected = (self._bisect(groups[uses]) for uses in sorted(groups, key=len))
-        return (*failures.values(), *chain.from_iterable(bisected))
-
-    def _try(self, plan: IptablesPlan) -> RestoreError | None:
-        """Write a plan, and return the error if it was rejected."""
-        try:
-            self._write(plan)
-        except RestoreError as error:
-            return error
-        return None
-
-    def _with_committed(
-        self, wanted: Mapping[ObjectName, ServiceRouting], names: Iterable[ObjectName]
-    ) -> dict[ObjectName, ServiceRouting]:
-        """Return `wanted` with the committed routing of the named Services, or without them.
-
-        A frontend that another Service has by now is that Service's.
-        """
-        committed = {name: self._committed.routing(name) for name in set(names)}
-        taken = {
-            place
-            for name, routing in wanted.items()
-            if name not in committed
-            for port in routing.ports
-            for place in map(partial(_place, port), port.frontends)
-        }
-        return {
-            name: _without(routing, taken) if name in committed else routing
-            for name, desired in wanted.items()
-            if (routing := committed.get(name, desired)) is not None
-        }
-
-    def _bisect(self, routings: list[ServiceRouting]) -> list[Failure]:
-        """Write these Services; if they are rejected, write each half on its own.
-
-        They use the same extensions, so that the kernel often rejects all of them. After a few were
-        found one by one, each group that is rejected is left out as a whole. So the number of
-        writes grows with the logarithm of the number of Services.
-        """
-        failures: list[Failure] = []
-        most = _FOUND_SINGLY
-        groups = [routings]
-        while groups:
-            group = groups.pop()
-            plan = self._committed.plan({each.name: each for each in group}, None)
-            if (error := self._try(plan)) is None:
-                most = _FOUND_AMONG_OTHERS
-                continue
-            # Some tables of the plan may have been written before the one that failed.
-            self._write(self._committed.undo(plan), from_known=False)
-            if len(group) == 1 or len(failures) >= most:
-                failures += [Failure(each.name, error) for each in group]
-            else:
-                middle = len(group) // 2
-                groups += [group[middle:], group[:middle]]
-        return failures
-
-
-def _place(port: PortRouting, frontend: Frontend) -> tuple[object, ...]:
-    return port.family, port.protocol, frontend.address, frontend.port
-
-
-def _without(routing: ServiceRouting, taken: Collection[tuple[object, ...]]) -> ServiceRouting:
-    """Return a routing without the frontends at these places."""
-    ports = tuple(
-        msgspec.structs.replace(
-            port,
-            frontends=tuple(each for each in port.frontends if _place(port, each) not in taken),
-        )
-        for port in routing.ports
-    )
-    return msgspec.structs.replace(routing, ports=ports)
 
 
 def _try_write(programs: Programs) -> None:
