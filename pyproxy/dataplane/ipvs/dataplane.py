@@ -30,21 +30,20 @@ from pyproxy.dataplane.ipvs.commit import commit
 from pyproxy.dataplane.ipvs.compare import check_base_rules, compare
 from pyproxy.dataplane.ipvs.draining import Change, Draining, plan_delta, rows_of_drained
 from pyproxy.dataplane.ipvs.drift_poller import Deadlines, DriftPoller
-from pyproxy.dataplane.ipvs.kernel import Addresses, Kernel, is_ours
+from pyproxy.dataplane.ipvs.kernel import Kernel
 from pyproxy.dataplane.ipvs.marks import Marks, assign_marks
+from pyproxy.dataplane.ipvs.ownership import lost_virtuals, read_servers, read_virtuals
 from pyproxy.dataplane.ipvs.plan import IpvsPlan
 from pyproxy.dataplane.ipvs.rows import (
     add_service,
     shared_rows,
-    virtual_of_key,
-    virtuals_by_address,
 )
 from pyproxy.dataplane.ipvs.rules import RulesTable, unusable
 from pyproxy.dataplane.ipvs.ruleset import Options
 from pyproxy.dataplane.ipvs.schema import ADDRESSES_ON_DEVICE, SERVERS, VIRTUALS, ServerKey, Table
 from pyproxy.dataplane.nft.rows import SharedRow, node_rows
 from pyproxy.errors import KernelError
-from pyproxy.model.address import FAMILIES, Address, Backend, Family, family_of
+from pyproxy.model.address import FAMILIES, Address, Backend, family_of
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.ipvs import Timeouts, Virtual
 from pyproxy.policy.routing import ServiceRouting
@@ -188,7 +187,10 @@ class IpvsDataplane:
         self._node_addresses = here.others
         held[ADDRESSES_ON_DEVICE] = dict.fromkeys(here.ours, b"")
         routings = {routing.name: routing for routing in services}
-        lost = self._lost(held, here, routings.values())
+        # After the first commit all of ours are known.
+        lost = frozenset[Virtual]()
+        if self._poller is None:
+            lost = lost_virtuals(held, here, routings.values(), self._options.exclude_networks)
         foreign = self._read_ipvs(held, here.ours, lost)
         marks = assign_marks(routings.values(), held, self._marks)
         wanted: Table = {**node_rows(node.pod_networks)}
@@ -324,29 +326,6 @@ class IpvsDataplane:
         families = frozenset(network.family for network in node.pod_networks)
         return msgspec.structs.replace(self._options, pod_families=families)
 
-    def _lost(
-        self, held: Table, here: Addresses, services: Iterable[ServiceRouting]
-    ) -> frozenset[Virtual]:
-        """Return virtual services that are ours although the table does not list them.
-
-        The table and the device get the addresses in the same commit. If our device has addresses
-        and the table has none, it was deleted while no agent ran. Only virtual services on the
-        node's own addresses need it, and those that Services want now are taken for ours.
-        """
-        has_table = any(
-            held.get(kind.of(family))
-            for kind in (schema.ADDRESSES, schema.CLAIMS)
-            for family in Family
-        )
-        if self._poller is not None or has_table or not (here.labelled and here.ours):
-            return frozenset()
-        return frozenset(
-            virtual
-            for routing in services
-            for virtual in virtuals_by_address(routing)
-            if not any(virtual.address in each for each in self._options.exclude_networks)
-        )
-
     def _read_ipvs(
         self,
         held: Table,
@@ -356,32 +335,15 @@ class IpvsDataplane:
         servers: bool = True,
     ) -> frozenset[Virtual]:
         """Add our virtual services and their servers to a table; return those of other programs."""
-        # Virtual services of node ports have the node's addresses, which are not on the device: the
-        # table's elements identify them.
-        listed = lost | frozenset(
-            virtual_of_key(key, family)
-            for family in Family
-            for kind in (schema.FRONTENDS, schema.CLAIMS)
-            for key in held.get(kind.of(family), {})
-        )
-        listed |= frozenset(self._held.get(VIRTUALS, {}))
+        known = lost | frozenset(self._held.get(VIRTUALS, {}))
         if self._poller is None:
             # Before the first commit those of kube-proxy's node ports are taken over as well.
-            listed |= frozenset(self._adopts())
-        everything = self._kernel.virtuals()
-        found = {
-            virtual: how
-            for virtual, how in everything.items()
-            if is_ours(virtual, on_device, listed, self._options.exclude_networks)
-        }
-        held[VIRTUALS] = {**found}
+            known |= frozenset(self._adopts())
+        exclude = self._options.exclude_networks
+        foreign = read_virtuals(self._kernel, held, on_device, known, exclude)
         if servers:
-            held[SERVERS] = {
-                (virtual, server.backend): schema.weight_of(server)
-                for virtual in found
-                for server in self._kernel.servers(virtual)
-            }
-        return frozenset(everything.keys() - found.keys())
+            read_servers(self._kernel, held)
+        return foreign
 
     def _rows_of(self, plan: IpvsPlan, name: ObjectName) -> Table:
         rows: Table = {}
