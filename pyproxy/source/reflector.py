@@ -12,11 +12,11 @@ watch that silence ends would have neither, so watches that follow it are shorte
 
 from __future__ import annotations
 
-import enum
 import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from random import Random
 from typing import Any, NamedTuple
 
@@ -32,9 +32,8 @@ from pyproxy.source.body import (
     LARGEST_PAGE,
     Progress,
     TooLargeError,
-    TooSlowError,
 )
-from pyproxy.source.client import ApiStatusError, Client, UnreachableError
+from pyproxy.source.client import ApiStatusError, Client
 from pyproxy.source.connections import set_read_timeout
 from pyproxy.source.formats import Format, ListPage, WatchEvent, format_of
 from pyproxy.source.list_mode import ListMode
@@ -46,9 +45,8 @@ from pyproxy.source.stream import (
     ConnectionLostError,
     GoneError,
     MalformedResponseError,
-    WatchStatusError,
 )
-from pyproxy.source.watch_failures import WatchFailures
+from pyproxy.source.watch_failures import UNUSABLE, Proof, Recovery, WatchFailures, is_outage
 
 log = logging.getLogger(__name__)
 
@@ -78,24 +76,7 @@ LONGEST_VERSION = 128
 _WRONG_VERSION = frozenset({400, 404, 422, 504})
 """Statuses after which the same request might fail forever, so that a new list is needed."""
 
-_UNUSABLE = (MalformedResponseError, TooLargeError)
-"""Errors after which the content of responses is in doubt, so that a new list is needed."""
-
-_LATE = (ConnectionLostError, TooSlowError, WatchStatusError)
-"""Errors after the head of a response."""
-
 _READ_SIZE = 1 << 16
-
-
-class _Proof(enum.IntEnum):
-    """A success, by how much it proves: each also proves what those before it do."""
-
-    HEAD = 0
-    """A response with status 200."""
-    CONTENT = 1
-    """A complete list, or an event."""
-    CHANGE = 2
-    """An event with a newer version."""
 
 
 class _GivenUp(NamedTuple):
@@ -107,7 +88,7 @@ class _GivenUp(NamedTuple):
 
     version: str
     moves: int
-    needed: _Proof
+    needed: Proof
 
 
 class ReflectorContext(msgspec.Struct, frozen=True):
@@ -143,9 +124,7 @@ class Reflector:
         # The client's count of moves when the list began.
         self._moves = context.client.moves
         self._mode = ListMode()
-        # The success that ends the present failure. After a watch with an invalid event or an error
-        # neither a good head nor a list proves anything.
-        self._needed = _Proof.HEAD
+        self._recovery = Recovery(partial(context.outages.succeeded, resource.kind))
         self._failures = WatchFailures()
         # Watched again if the list fails too: then the server has an outage, and if all nodes
         # listed at its end, they would be the next one.
@@ -188,11 +167,11 @@ class Reflector:
         if failed is not None:
             had_version = bool(self._version)
             self._handle_error(failed)
-            lists = not self._version and (had_version or isinstance(failed, _UNUSABLE))
+            lists = not self._version and (had_version or isinstance(failed, UNUSABLE))
             delay = max(delay, self._pacing.after_failure(failed, lists=lists))
             if had_version and not self._version:
                 delay = max(delay, self._pacing.before_relist(now))
-            elif _is_outage(failed):
+            elif is_outage(failed):
                 self._pacing.note_outage(now)
         return delay
 
@@ -206,7 +185,7 @@ class Reflector:
         }
         if self._version:
             response, form = self._get(query | {"resourceVersion": self._version}, context.silence)
-            self._note_proof(_Proof.HEAD)
+            self._recovery.note(Proof.HEAD)
             with closing(response):
                 for frame in form.frames(self._chunks(response)):
                     self._apply(form, form.event(frame))
@@ -301,9 +280,9 @@ class Reflector:
         self._version = version
         self._failures.clear()
         self._mode.completed()
-        self._note_success(_Proof.CONTENT)
+        self._note_success(Proof.CONTENT)
         if self._given_up is not None:
-            self._needed, self._given_up = self._given_up.needed, None
+            self._recovery.needed, self._given_up = self._given_up.needed, None
 
     def _apply(
         self, form: Format, event: WatchEvent, listing: set[ObjectName] | None = None
@@ -342,11 +321,11 @@ class Reflector:
         if stream.is_older(version, self._version):
             raise GoneError(f"the server went from version {self._version} back to {version}")
         self._check_version(version)
-        proof = _Proof.CONTENT
+        proof = Proof.CONTENT
         if version and version != self._version:
             self._version = version
             self._failures.clear()
-            proof = _Proof.CHANGE
+            proof = Proof.CHANGE
         self._pacing.note_event()
         self._note_success(proof)
 
@@ -355,17 +334,11 @@ class Reflector:
             text = f"a resourceVersion of {len(version)} characters"
             raise MalformedResponseError(f"{self.resource.path}: {text}")
 
-    def _note_success(self, proof: _Proof) -> None:
+    def _note_success(self, proof: Proof) -> None:
         """Note that the server works, by an event or a complete list."""
         self._lost_connections = 0
         self._pacing.note_recovery()
-        self._note_proof(proof)
-
-    def _note_proof(self, proof: _Proof) -> None:
-        """Note the end of a failure, if this success proves it."""
-        if proof >= self._needed:
-            self._needed = _Proof.HEAD
-            self._context.outages.succeeded(self.resource.kind)
+        self._recovery.note(proof)
 
     def _handle_error(self, error: SourceError) -> None:
         """Choose the next request, and log the error unless it is a normal one."""
@@ -394,22 +367,17 @@ class Reflector:
             log.info("%s: the server has no streaming lists, using pages", kind.value)
             self._mode.streaming = False
             return
-        unusable = isinstance(error, _UNUSABLE)
-        if self._needed is not _Proof.CHANGE:
-            is_late = unusable or isinstance(error, _LATE)
-            self._needed = _Proof.CONTENT if is_late else _Proof.HEAD
-        if self._version and (unusable or isinstance(error, WatchStatusError)):
-            self._needed = _Proof.CHANGE
-        if self._given_up is not None and _is_outage(error):
-            self._version, self._moves, self._needed = self._given_up
+        self._recovery.failed(error, in_watch=bool(self._version))
+        if self._given_up is not None and is_outage(error):
+            self._version, self._moves, self._recovery.needed = self._given_up
             self._given_up = None
             self._failures.clear()
-        elif unusable or status in _WRONG_VERSION:
+        elif isinstance(error, UNUSABLE) or status in _WRONG_VERSION:
             self._version, self._given_up = "", None
             self._mode.require_newest()
         elif keeps_failing:
-            self._given_up = _GivenUp(self._version, self._moves, self._needed)
-            self._version, self._needed = "", _Proof.CHANGE
+            self._given_up = _GivenUp(self._version, self._moves, self._recovery.needed)
+            self._version, self._recovery.needed = "", Proof.CHANGE
             self._mode.require_newest()
         self._context.outages.failed(kind, error)
 
@@ -475,10 +443,3 @@ class Reflector:
             if progress is not None:
                 progress.received(len(chunk), self.last_read)
             yield chunk
-
-
-def _is_outage(error: SourceError) -> bool:
-    """Return whether an error may concern all clients of the server at once."""
-    if isinstance(error, ApiStatusError):
-        return error.status == 429 or error.status >= 500
-    return isinstance(error, ConnectionLostError | UnreachableError)
